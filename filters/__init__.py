@@ -1,0 +1,1 @@
+"""What to keep: labels, classifiers, thresholds with certificates, scoring. Sees feature arrays, never networks."""

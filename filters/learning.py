@@ -1,0 +1,185 @@
+"""Learns filters: draws images to label, fits, asks near the boundary, fits again and certifies.
+
+Each batch of labels is drawn once and goes into the store whole; each fit is a step with a receipt, its version a digest of
+all that decides it. So a killed run goes on where it stopped, and with unchanged labels everything stands.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from filters.asking import ask_at_random, ask_by_text, ask_near_boundary, imported, label_imports
+from filters.catalog import FilterSpec, filter_specs
+from filters.fitting import VERSION, FitConfig, fit_filter, labelled_table, what_is_missing
+from filters.labellers import Labeller
+from filters.labels import LabelStore
+from filters.plan import LabelPlan, LearnConfig
+from filters.search import Features, find_features, join_features, read_features
+from winnow.digests import SHORT, digest
+from winnow.errors import NotEnoughLabels
+from winnow.partitions import run_step
+from winnow.receipts import Work, list_done
+from winnow.storage import Storage
+from winnow.tables import write_table
+from winnow.workspace import filter_folder
+
+__all__ = ["FilterRun", "LabelPlan", "LearnConfig", "current_runs", "learn_filters"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilterRun:
+    """A filter as it stands: what scoring needs to know."""
+
+    name: str
+    version: str
+    threshold: float
+    """Scores at or above it are dropped."""
+    folder: str
+    num_labels: int
+    """Labels it was fitted, calibrated and tested with."""
+    fitted: bool = False
+    """It was fitted just now."""
+
+
+def learn_filters(
+    storage: Storage,
+    config: LearnConfig,
+    *,
+    filters: tuple[str, ...],
+    partitions: Sequence[str],
+    labeller: Labeller | None,
+    store: LabelStore,
+    text_vectors: Mapping[str, np.ndarray],
+    feature_digest: str,
+    workers: int = 0,
+) -> list[FilterRun]:
+    """Brings every filter up to date with its labels.
+
+    Args:
+        labeller: is asked for whatever batch is not in the store yet. None: people label elsewhere, and what is in the store is used.
+        text_vectors: filter -> (prompts, dim) unit vectors of its seed prompts.
+        feature_digest: of model and weights that made the embeddings: other features, other filters.
+
+    Raises:
+        NotEnoughLabels: names every filter that lacks labels, how many, and of which origin.
+    """
+    specs = [config.spec_of(spec.name) for spec in filter_specs(filters)]
+    for spec in specs:
+        label_imports(storage, spec, store)
+    if labeller is not None:
+        ask_at_random(storage, config, specs, partitions, labeller, store)
+        ask_by_text(storage, config, specs, partitions, labeller, store, text_vectors)
+        for number in range(config.rounds):
+            batch = f"boundary-{number + 1}"
+            behind = [spec for spec in specs if config.plan_of(spec.name).boundary_labels and not store.has_batch(spec.name, batch)]
+            if behind:
+                fitted = _fit(storage, config, behind, partitions, store, feature_digest, workers, number=number, final=False)
+                folders = {name: filter_folder(name, version) for name, (version, _) in fitted.items()}
+                ask_near_boundary(storage, config, behind, partitions, labeller, store, folders, batch)
+    fitted = _fit(storage, config, specs, partitions, store, feature_digest, workers, number=config.rounds, final=True)
+    for spec in specs:
+        path, content = _current_path(spec.name), json.dumps({"version": fitted[spec.name][0]}) + "\n"
+        if not storage.exists(path) or storage.read_text(path) != content:
+            storage.write_text(path, content)
+    return [_run(storage, name, version, fitted=is_new) for name, (version, is_new) in fitted.items()]
+
+
+def current_runs(storage: Storage, filters: Sequence[str]) -> list[FilterRun]:
+    """The certified version in force of each of these filters that has one, without learning anything."""
+    found = []
+    for name in filters:
+        if storage.exists(_current_path(name)):
+            found.append(_run(storage, name, json.loads(storage.read_bytes(_current_path(name)))["version"], fitted=False))
+    return found
+
+
+def _current_path(name: str) -> str:
+    return f"filters/{name}/current.json"
+
+
+def _run(storage: Storage, name: str, version: str, *, fitted: bool) -> FilterRun:
+    folder = filter_folder(name, version)
+    certificate = json.loads(storage.read_bytes(f"{folder}/certificate.json"))
+    num_labels = sum(sum(counts.values()) for by_split in certificate["labels"].values() for counts in by_split.values())
+    return FilterRun(name=name, version=version, threshold=certificate["threshold"], folder=folder, num_labels=num_labels, fitted=fitted)
+
+
+def _fit(
+    storage: Storage,
+    config: LearnConfig,
+    specs: Sequence[FilterSpec],
+    partitions: Sequence[str],
+    store: LabelStore,
+    feature_digest: str,
+    workers: int,
+    *,
+    number: int,
+    final: bool,
+) -> dict[str, tuple[str, bool]]:
+    """Filter -> its version, and whether it was fitted now."""
+    stage, settings = f"fit-{number}", FitConfig(split=config.split, svm=config.svm)
+    works = {spec.name: _work(storage, spec, settings, store, feature_digest, final=final) for spec in specs}
+    standing = {(done.partition, done.fingerprint) for done in list_done(storage, stage)}
+    stale = [spec for spec in specs if (spec.name, works[spec.name].fingerprint(stage, VERSION)) not in standing]
+    if stale:
+        _prepare(storage, settings, stale, works, partitions, store, final=final)
+    run_step(fit_filter, works.values(), storage, stage=stage, version=VERSION, workers=workers, prune=False)
+    new = {spec.name for spec in stale}
+    return {name: (work.unhashed["version"], name in new) for name, work in works.items()}
+
+
+def _work(storage: Storage, spec: FilterSpec, settings: FitConfig, store: LabelStore, feature_digest: str, *, final: bool) -> Work:
+    labels = store.labels(spec.name)
+    unanswered: dict[str, int] = {}
+    answered = {label.uid for label in labels}
+    for uid, origins in store.asked(spec.name).items():
+        if uid not in answered:
+            for origin in origins:
+                unanswered[origin] = unanswered.get(origin, 0) + 1
+    inputs = {
+        "labels": digest([[label.uid, label.value, label.origin, label.batch] for label in labels]),
+        "features": feature_digest,
+        "imports": storage.sha256(imported(spec.name)) if storage.exists(imported(spec.name)) else "",
+    }
+    arguments = {
+        "spec": spec,
+        "config": settings,
+        "digests": {"labels_digest": inputs["labels"], "feature_digest": feature_digest},
+        "asked": {"unanswered": dict(sorted(unanswered.items())), "policy_versions": store.policy_versions(spec.name)},
+        "final": final,
+    }
+    version = digest({"inputs": inputs, "arguments": arguments, "step": VERSION})[:SHORT]
+    return Work(name=spec.name, inputs=inputs, arguments=arguments, unhashed={"version": version})
+
+
+def _prepare(
+    storage: Storage,
+    settings: FitConfig,
+    specs: Sequence[FilterSpec],
+    works: Mapping[str, Work],
+    partitions: Sequence[str],
+    store: LabelStore,
+    *,
+    final: bool,
+) -> None:
+    """Lays labels and features ready for the fits, in one pass over the embeddings. Raises NotEnoughLabels for all filters at once."""
+    labels = {spec.name: store.labels(spec.name) for spec in specs}
+    wanted = {label.uid for of_one in labels.values() for label in of_one}
+    found = find_features(storage, partitions, wanted) if wanted else join_features([])
+    tables = {}
+    for spec in specs:
+        collected = read_features(storage, imported(spec.name)) if storage.exists(imported(spec.name)) else _NONE
+        tables[spec.name] = labelled_table(spec, settings, labels[spec.name], join_features([found, collected]))
+    lacking = [text for spec in specs if (text := what_is_missing(spec, settings, tables[spec.name], final=final))]
+    if lacking:
+        raise NotEnoughLabels(
+            "\n".join(lacking) + "\nLabel them, raise the numbers in learn.plan, or ask for less in filters/catalog.py (max_miss_rate)."
+        )
+    for spec in specs:
+        folder = filter_folder(spec.name, works[spec.name].unhashed["version"])
+        write_table(storage, f"{folder}/labelled.parquet", tables[spec.name])
+
+
+_NONE = Features(uids=[], features=np.zeros((0, 0), dtype=np.float32), dhashes=np.zeros(0, dtype=np.int64))

@@ -1,0 +1,128 @@
+"""The decision log: one partition of features -> a verdict, with scores and reasons, for every listed sample."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from filters.decision_values import Scorer
+from filters.learning import FilterRun
+from filters.search import read_features, read_withdrawn
+from filters.svm import svm_from_bytes
+from winnow.decisions import schema, score_column
+from winnow.digests import digest
+from winnow.errors import ConservationError
+from winnow.partitions import Outcome
+from winnow.receipts import Work
+from winnow.storage import Storage
+from winnow.tables import read_table, write_table
+from winnow.workspace import decisions, embeddings, filter_folder, manifest_part, raw_table
+
+VERSION = 1
+FILTERS_USED = "decisions/filters.json"
+
+
+def score_works(storage: Storage, runs: Sequence[FilterRun], *, raw: Mapping[str, str], embedded: Mapping[str, str]) -> Iterator[Work]:
+    """What each partition's decisions depend on.
+
+    Args:
+        raw: partition -> output digest of its download.
+        embedded: partition -> output digest of its embedding.
+    """
+    withdrawn = read_withdrawn(storage)
+    filters = filters_used(storage, runs)
+    for partition in sorted(embedded):
+        inputs = {"raw": raw[partition], "embeddings": embedded[partition], "withdrawn": digest(sorted(withdrawn.get(partition, ())))}
+        yield Work(name=partition, inputs=inputs, arguments={"filters": filters})
+
+
+def filters_used(storage: Storage, runs: Sequence[FilterRun]) -> list[dict[str, Any]]:
+    """Name, version, threshold and certificate of each filter, as in decisions/filters.json."""
+    return [
+        {
+            "name": run.name,
+            "version": run.version,
+            "threshold": run.threshold,
+            "certificate_sha256": storage.sha256(f"{run.folder}/certificate.json"),
+        }
+        for run in runs
+    ]
+
+
+def write_filters_json(storage: Storage, runs: Sequence[FilterRun]) -> None:
+    """Records which filters the decision log is made with; an equal file is left alone."""
+    content = json.dumps(filters_used(storage, runs), sort_keys=True, indent=1) + "\n"
+    if not storage.exists(FILTERS_USED) or storage.read_text(FILTERS_USED) != content:
+        storage.write_text(FILTERS_USED, content)
+
+
+def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[str, Any]], device: str = "cpu") -> Outcome:
+    """Writes decisions/<name>.parquet: a row for every listed uid. Withdrawn ones are left out.
+
+    Raises:
+        ConservationError: manifest, download and embedding do not speak of the same samples.
+    """
+    withdrawn = read_withdrawn(storage).get(name, frozenset())
+    listed = read_table(storage, manifest_part(name), ["uid"]).column("uid").to_pylist()
+    raw = read_table(storage, raw_table(name), ["uid", "status", "cause"])
+    cause = dict(zip(raw.column("uid").to_pylist(), _failures(raw), strict=True))
+    found = read_features(storage, embeddings(name))
+    _check(name, listed, raw.column("uid").to_pylist(), cause, found.uids)
+
+    scorer = _scorer(storage, tuple((entry["name"], entry["version"]) for entry in filters), device)
+    scores = scorer.scores(found.features) if filters else np.zeros((len(found.uids), 0))
+    dropped = scores >= np.array([entry["threshold"] for entry in filters])
+    names = [entry["name"] for entry in filters]
+    row_of = {uid: row for row, uid in enumerate(found.uids)}
+    verdicts, reasons, rows = [], [], []
+    uids = sorted(uid for uid in listed if uid not in withdrawn)
+    for uid in uids:
+        row = row_of.get(uid)
+        rows.append(row)
+        if row is None:
+            verdicts.append("failed")
+            reasons.append([cause[uid] or "embed:undecodable"])
+        else:
+            reasons.append([filter_name for filter_name, drops in zip(names, dropped[row], strict=True) if drops])
+            verdicts.append("dropped" if reasons[-1] else "kept")
+    columns = {"uid": uids, "verdict": verdicts, "reasons": reasons}
+    for column, filter_name in enumerate(names):
+        columns[score_column(filter_name)] = [None if row is None else float(scores[row, column]) for row in rows]
+    write_table(storage, decisions(name), pa.table(columns, schema=schema(names)))
+    counts = {verdict: verdicts.count(verdict) for verdict in ("kept", "dropped", "failed")}
+    for filter_name in names:
+        counts[f"dropped_by_{filter_name}"] = sum(
+            filter_name in of_one for of_one, v in zip(reasons, verdicts, strict=True) if v == "dropped"
+        )
+    return Outcome(outputs=(decisions(name),), counts=counts)
+
+
+@lru_cache(maxsize=2)
+def _scorer(storage: Storage, versions: tuple[tuple[str, str], ...], device: str) -> Scorer:
+    """One a worker process: versions are digests of their content, so what is cached is never out of date."""
+    return Scorer([svm_from_bytes(storage.read_bytes(f"{filter_folder(*version)}/svm.safetensors")) for version in versions], device=device)
+
+
+def _failures(raw: pa.Table) -> list[str | None]:
+    """The reason slug of each row, None for those downloaded."""
+    status, causes = raw.column("status").to_pylist(), raw.column("cause").to_pylist()
+    return [None if state == "downloaded" else f"download:{cause or 'unknown'}" for state, cause in zip(status, causes, strict=True)]
+
+
+def _check(name: str, listed: list[str], raw: list[str], cause: Mapping[str, str | None], embedded: list[str]) -> None:
+    """Every listed sample has exactly one row of its download, and only downloaded ones are embedded, once."""
+    for what, uids in ((manifest_part(name), listed), (raw_table(name), raw), (embeddings(name), embedded)):
+        if len(set(uids)) != len(uids):
+            raise ConservationError(f"{what}: {len(uids) - len(set(uids))} samples stand twice. Remove it and its receipt, and run again.")
+    for what, wrong in (
+        (f"{raw_table(name)} lacks a row of {{}} listed samples", set(listed) - set(raw)),
+        (f"{raw_table(name)} has {{}} samples that are not listed", set(raw) - set(listed)),
+        (f"{embeddings(name)} has {{}} samples that were not downloaded", {uid for uid in embedded if uid not in cause or cause[uid]}),
+    ):
+        if wrong:
+            raise ConservationError(
+                f"{what.format(len(wrong))}, the first is {min(wrong)}. Remove the file and its receipt, and run again."
+            )

@@ -1,0 +1,20 @@
+"""From a manifest to filtered shards."""
+
+from prefect import flow
+
+from tasks.config import RunConfig
+from tasks.data import download, embed, manifest
+from tasks.filtering import fit, score, shard
+from tasks.session import session
+
+
+@flow
+def curate(config: RunConfig) -> None:
+    """Manifest, download, embed, fit, score, shard: does only what is new or changed."""
+    with session(config):
+        manifest(config)
+        download(config)
+        embed(config)
+        fit(config)
+        score(config)
+        shard(config)

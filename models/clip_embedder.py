@@ -1,0 +1,283 @@
+"""CLIP features of images and texts: open_clip networks, three crops an image (GLIDE, arXiv:2112.10741, appendix F.1).
+
+The smaller side of an image is resized to the network's size (bicubic, antialiased), crops are taken at both ends and in
+the middle of the longer side, each goes through CLIP's image tower, is L2-normalised, and the mean is taken. The mean is
+normalised once more here, so that a dot product of two features is their cosine.
+
+Weights are never random: they come from a file the config names, from the shipped demo model, from a cache, or from the
+network, and otherwise `MissingWeights` says what to fetch and where to put it.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from winnow.configs import STRICT
+from winnow.digests import sha256_of
+from winnow.errors import CheckpointError, ConfigError, MissingWeights
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DEMO = "demo"
+"""Name of the small model shipped with Winnow: trained on the demo's world, good for nothing else."""
+SHIPPED = Path(__file__).parent / "weights"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipConfig:
+    """Which CLIP computes the features."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    model: str = "ViT-B-16"
+    """A model name of open_clip, or "demo" for the small shipped one."""
+    pretrained: str = "openai"
+    """open_clip's tag of the weights; decides the activation, too. Not used by "demo"."""
+    weights: str | None = None
+    """A local .safetensors file, or a .pt state dict, with the weights of that tag. None: cache, then network."""
+    precision: str = "fp32"
+    """"fp32" or "bf16". Features of different precision never mix: it is part of the digest."""
+    batch_crops: int = 32
+    """Crops through the network at a time."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"ClipConfig: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.batch_crops < 1:
+            raise ConfigError(f"ClipConfig: batch_crops must be at least 1, got {self.batch_crops}")
+        if self.model != DEMO:
+            _check_tag(self.model, self.pretrained)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A file with weights, and what is in it."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A loaded CLIP, in evaluation mode."""
+
+    network: torch.nn.Module
+    tokenize: Callable[[list[str]], Tensor]
+    image_size_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dim: int
+    device: torch.device
+    precision: str
+
+    def encode_crops(self, crops: np.ndarray) -> Tensor:
+        """uint8 (n, size, size, 3) RGB -> float32 (n, dim), L2-normalised."""
+        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=self.device).view(1, 3, 1, 1)
+        pixels = ((pixels - mean) / std).to(PRECISIONS[self.precision])
+        with torch.inference_mode():
+            features = self.network.encode_image(pixels)  # type: ignore[operator]  # open_clip's CLIP has it
+        return torch.nn.functional.normalize(features.float(), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> float32 (n, dim), L2-normalised."""
+        with torch.inference_mode():
+            features = self.network.encode_text(self.tokenize(list(texts)).to(self.device))  # type: ignore[operator]
+        return torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def resolve_weights(config: ClipConfig) -> Weights:
+    """Finds the weights a config asks for, fetching them if need be.
+
+    Raises:
+        MissingWeights: they are not here and cannot be fetched; says what to fetch and where to put it.
+    """
+    if config.model == DEMO:
+        path = config.weights or str(SHIPPED / "demo_clip.safetensors")
+    elif config.weights is not None:
+        path = config.weights
+    else:
+        path = _fetch(config)
+    if not os.path.isfile(path):
+        raise MissingWeights(f"CLIP weights {path} do not exist. {_how_to_get(config)}")
+    with open(path, "rb") as stream:
+        return Weights(path=path, sha256=sha256_of(stream))
+
+
+def load_clip(config: ClipConfig, weights: Weights, device: str | None = None) -> Clip:
+    """Builds the network and loads its weights. On cuda when there is one, unless a device is named.
+
+    Raises:
+        CheckpointError: the file holds something else than this model's weights.
+    """
+    import open_clip
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if config.model == DEMO:
+        from models.tokenizers import clip_tokenizer
+
+        facts = json.loads((SHIPPED / "demo_clip.json").read_text())
+        network = open_clip.model.CLIP(**facts["model"])
+        mean, std, tokenize = (
+            tuple(facts["mean"]),
+            tuple(facts["std"]),
+            clip_tokenizer(facts["num_merges"], facts["model"]["text_cfg"]["context_length"]),
+        )
+    else:
+        tag = open_clip.get_pretrained_cfg(config.model, config.pretrained)
+        network = open_clip.create_model(
+            config.model, pretrained=None, load_weights=False, force_quick_gelu=bool(tag.get("quick_gelu", False)), device="cpu"
+        )
+        mean, std, tokenize = tuple(tag["mean"]), tuple(tag["std"]), open_clip.get_tokenizer(config.model)
+    _load(network, weights.path)
+    network = network.eval().requires_grad_(False).to(where)
+    if config.precision == "bf16":
+        network = network.to(torch.bfloat16)
+    size = network.visual.image_size
+    return Clip(
+        network=network,
+        tokenize=tokenize,
+        image_size_px=int(size[0] if isinstance(size, tuple | list) else size),
+        mean=mean,
+        std=std,
+        dim=int(network.visual.output_dim),
+        device=where,
+        precision=config.precision,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_clip(config: ClipConfig, weights: Weights) -> Clip:
+    """`load_clip`, once a process: a worker that embeds many partitions loads the network for the first."""
+    return load_clip(config, weights)
+
+
+def crops_of(image: "Image.Image", size_px: int) -> np.ndarray:
+    """Crops at both ends and in the middle of the longer side, of the image with its smaller side resized to `size_px`.
+
+    Returns:
+        uint8 (3, size_px, size_px, 3), RGB; or (1, ...) for a square image, whose three crops coincide.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    short = min(width, height)
+    scaled = (max(size_px, round(width * size_px / short)), max(size_px, round(height * size_px / short)))
+    pixels = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
+    spare = max(scaled) - size_px
+    if spare == 0:
+        return pixels[None]
+    starts = (0, spare // 2, spare)
+    if scaled[0] > scaled[1]:
+        return np.stack([pixels[:, start : start + size_px] for start in starts])
+    return np.stack([pixels[start : start + size_px] for start in starts])
+
+
+def embed_images(clip: Clip, images: Iterable["Image.Image"], *, batch_crops: int = 32) -> Iterator[np.ndarray]:
+    """Features of upright RGB images, in order: float32 (dim,) each. Holds about one batch of crops in memory."""
+    waiting: list[np.ndarray] = []  # crops not yet through the network
+    pending: list[int] = []  # crops of each image whose feature is still to come
+    ready: list[Tensor] = []  # crops' embeddings that wait for the rest of their image
+
+    def finished(last: bool) -> Iterator[np.ndarray]:
+        nonlocal waiting, ready
+        while waiting and (last or sum(map(len, waiting)) >= batch_crops):
+            crops = np.concatenate(waiting)
+            ready.append(clip.encode_crops(crops[:batch_crops]).cpu())
+            waiting = [crops[batch_crops:]] if len(crops) > batch_crops else []
+        have = torch.cat(ready) if ready else torch.empty(0, clip.dim)
+        while pending and len(have) >= pending[0]:
+            count = pending.pop(0)
+            yield torch.nn.functional.normalize(have[:count].mean(dim=0), dim=0).numpy()
+            have = have[count:]
+        ready = [have]
+
+    for image in images:
+        crops = crops_of(image, clip.image_size_px)
+        waiting.append(crops)
+        pending.append(len(crops))
+        yield from finished(last=False)
+    yield from finished(last=True)
+
+
+def _check_tag(model: str, pretrained: str) -> None:
+    import open_clip
+
+    if model not in open_clip.list_models():
+        raise ConfigError(f'ClipConfig: open_clip has no model {model!r}. Choose "{DEMO}" or one of: {", ".join(open_clip.list_models())}')
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained not in tags:
+        raise ConfigError(f"ClipConfig: {model} has no weights {pretrained!r}. Choose one of: {', '.join(tags)}")
+
+
+def _fetch(config: ClipConfig) -> str:
+    import huggingface_hub
+    import open_clip
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository = str(open_clip.get_pretrained_cfg(config.model, config.pretrained).get("hf_hub", "")).rstrip("/")
+    if not repository:
+        raise MissingWeights(f"{config.model}/{config.pretrained} has no address to fetch it from. {_how_to_get(config)}")
+    name = open_clip.constants.HF_SAFE_WEIGHTS_NAME
+    with contextlib.suppress(LocalEntryNotFoundError):
+        return huggingface_hub.hf_hub_download(repository, name, local_files_only=True)
+    try:
+        return huggingface_hub.hf_hub_download(repository, name)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise MissingWeights(
+            f"CLIP weights {config.model}/{config.pretrained} are not in the cache and cannot be fetched ({reason}). {_how_to_get(config)}"
+        ) from problem
+
+
+def _how_to_get(config: ClipConfig) -> str:
+    if config.model == DEMO:
+        return (
+            "The demo's weights ship with Winnow: restore models/weights/demo_clip.safetensors, "
+            "or train them with `winnow train clip --recipe demo`."
+        )
+    import open_clip
+
+    repository = str(open_clip.get_pretrained_cfg(config.model, config.pretrained).get("hf_hub", "")).rstrip("/")
+    name = open_clip.constants.HF_SAFE_WEIGHTS_NAME
+    return (
+        f"On a machine with a network, fetch https://huggingface.co/{repository}/resolve/main/{name}, bring the file here, "
+        f"and give its path in the config (embed: weights: /path/to/{name}). Nothing has run."
+    )
+
+
+def _load(network: torch.nn.Module, path: str) -> None:
+    state: dict[str, Any]
+    if path.endswith(".safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path)
+        except SafetensorError as problem:
+            raise CheckpointError(f"{path} is not a safetensors file: {problem}. Fetch it again.") from problem
+    else:
+        import pickle
+
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as problem:
+            raise CheckpointError(f"{path} is not a plain state dict (tensors only): {str(problem).splitlines()[0]}") from problem
+    wanted = network.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise CheckpointError(f"{path} does not fit the model: {name} should be {tuple(tensor.shape)}, the file has {found}")
+    network.load_state_dict({name: state[name] for name in wanted})

@@ -1,0 +1,171 @@
+"""The training loop on Ray Train: several processes, on one machine or many. Besides winnow/partitions.py this alone knows Ray.
+
+Ray starts the workers, starts them again if one dies, and forms their process group. What is resumed, and from where, is
+decided by our own checkpoints in `out_dir` (models/checkpoints.py), never by Ray's records: after kill -9 of anything, call
+again. `out_dir` and `shards` must be seen by every machine.
+"""
+
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from models.checkpoints import list_checkpoints, newest_checkpoint, read_state, weights_digest
+from models.metrics_log import read_metrics
+from models.recipes import TrainConfig
+from models.shard_loader import read_index
+from models.training import TrainSummary, check_world, difference, summarize, train
+from winnow.digests import SHORT, digest
+from winnow.errors import WinnowError
+from winnow.partitions import start_ray, stop_ray
+from winnow.progress import Progress
+
+MAX_RESTARTS = 2
+"""Of the workers, after one died."""
+GROUP_TIMEOUT_SECONDS = 600
+"""A worker that is silent this long in a collective operation counts as dead."""
+FOLLOW_SECONDS = 1.0
+RAY_FOLDER = ".ray-train"
+"""Ray's own records, inside out_dir while it runs."""
+
+
+class TrainingFailed(WinnowError):
+    """A worker failed more often than it is started again."""
+
+
+def launch(
+    config: TrainConfig,
+    shards: str,
+    out_dir: str,
+    *,
+    num_workers: int = 2,
+    use_gpu: bool | None = None,
+    init_from: str | None = None,
+) -> TrainSummary:
+    """Trains as `models.training.train` does, with several workers. Shows progress. Does nothing if it was finished before.
+
+    Args:
+        num_workers: processes, one CPU (and with `use_gpu` one GPU) each; 0 trains in this process, without Ray.
+        use_gpu: None takes GPUs if this machine has one.
+
+    Raises:
+        WinnowError: what a worker could not go on from; or TrainingFailed if workers died more than MAX_RESTARTS times.
+    """
+    import torch
+
+    index = read_index(shards)
+    check_world(config, index, max(1, num_workers))
+    finished = newest_checkpoint(out_dir)
+    if finished is not None:
+        state = read_state(finished)
+        if state["step"] == config.num_steps and not difference(state, config, index, weights_digest(init_from)):
+            return summarize(config, index, out_dir)
+    use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+    options: dict[str, Any] = {"init_from": init_from}
+    if num_workers == 0:
+        with _Follower(config, out_dir):
+            return train(config, shards, out_dir, device="cuda" if use_gpu else "cpu", **options)
+    # Workers run in folders of their own: paths must not depend on where this process stands.
+    options |= {"config": config, "shards": _absolute(shards), "out_dir": os.path.abspath(out_dir)}
+    if init_from is not None:
+        options["init_from"] = os.path.abspath(init_from)
+    ours = not ray_is_running()
+    start_ray(num_workers)
+    try:
+        with _Follower(config, out_dir):
+            _fit(options, num_workers, use_gpu)
+    finally:
+        if ours:
+            stop_ray()
+    return summarize(config, index, out_dir)
+
+
+def ray_is_running() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else os.path.abspath(url)
+
+
+def _fit(options: dict[str, Any], num_workers: int, use_gpu: bool) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    # Ray goes on from its own records of a run of the same name: there must be none, our checkpoints decide.
+    records = Path(options["out_dir"]) / RAY_FOLDER
+    shutil.rmtree(records, ignore_errors=True)
+    records.mkdir(parents=True)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=options,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=GROUP_TIMEOUT_SECONDS),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}),
+        run_config=RunConfig(
+            name=digest(options)[:SHORT], storage_path=str(records), failure_config=FailureConfig(max_failures=MAX_RESTARTS)
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as failure:
+        causes = failure.worker_failures.values() if isinstance(failure, WorkerGroupError) else []
+        for cause in causes:
+            if isinstance(cause, WinnowError):
+                raise cause from failure
+        raise TrainingFailed(
+            f"training {options['config'].model} into {options['out_dir']} failed {MAX_RESTARTS + 1} times: "
+            f"{str(failure).strip().splitlines()[-1]}\n"
+            "Mend the cause and run the same command again: it goes on from the last checkpoint."
+        ) from failure
+    finally:
+        shutil.rmtree(records, ignore_errors=True)
+
+
+def _work(options: dict[str, Any]) -> None:
+    """In a worker: its share of the training."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    torch.set_num_threads(1)  # a worker has one CPU
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    train(**options, rank=context.get_world_rank(), world=context.get_world_size(), device=device)
+
+
+class _Follower:
+    """Shows how far a training is, from the metrics that its rank 0 writes, wherever that runs."""
+
+    def __init__(self, config: TrainConfig, out_dir: str) -> None:
+        self._out_dir, self._batch_size = out_dir, config.batch_size
+        checkpoints = list_checkpoints(out_dir)
+        self._step = checkpoints[-1][0] if checkpoints else 0
+        self._progress = Progress(f"train {config.model}", total=config.num_steps, unit="steps", done=self._step)
+        self._title = self._progress.title
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self._progress.__exit__()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(FOLLOW_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        for line in read_metrics(self._out_dir):
+            if line["step"] > self._step:
+                self._progress.title = f"{self._title} (loss {line['loss']:.3f})"
+                while self._step < line["step"]:
+                    self._step += 1
+                    self._progress.advance({"images": self._batch_size})
+        self._progress.tick()

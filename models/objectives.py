@@ -1,0 +1,76 @@
+"""What is minimised: the hybrid loss of a diffusion model with learned variance, and noised CLIP's symmetric contrastive loss."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.diffusion import Schedule, at, predict, q_posterior_mean
+from models.noised_clip import LOGIT_SCALE
+
+
+class DiffusionLoss(NamedTuple):
+    """One number an image, (batch,)."""
+
+    loss: Tensor
+    """mse + vb."""
+    mse: Tensor
+    """Mean squared error of the noise."""
+    vb: Tensor
+    """Variational bound of this step in bits per channel value, times T / 1000. Trains the variance only."""
+
+
+def hybrid_loss(schedule: Schedule, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> DiffusionLoss:
+    """L_simple + L_vlb of Improved DDPM (arXiv:2102.09672, section 3.1), the mean's share of L_vlb detached.
+
+    Args:
+        model_output: (batch, 6, height, width), eps and variance of x_t.
+        t: (batch,) int64, steps of `schedule`.
+    """
+    eps, between = model_output.chunk(2, dim=1)
+    mse = per_image_mean((noise - eps) ** 2)
+    vb = variational_bound(schedule, torch.cat([eps.detach(), between], dim=1), x_0, x_t, t) * (len(schedule) / 1000)
+    return DiffusionLoss(mse + vb, mse, vb)
+
+
+def variational_bound(schedule: Schedule, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """One term of the bound, (batch,), in bits per channel value: the KL of the step back, or the likelihood of 8-bit x_0 at t = 0."""
+    prediction = predict(schedule, model_output, x_t, t, clip=False)
+    true_mean = q_posterior_mean(schedule, x_0, x_t, t)
+    true_log_variance = at(schedule.posterior_log_variance_clipped, t, x_t)
+    kl = per_image_mean(normal_kl(true_mean, true_log_variance, prediction.mean, prediction.log_variance))
+    nll = -per_image_mean(discretized_log_likelihood(x_0, prediction.mean, 0.5 * prediction.log_variance))
+    return torch.where(t == 0, nll, kl) / math.log(2)
+
+
+def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL of one normal from another, elementwise, in nats."""
+    difference = log_variance2 - log_variance1
+    return 0.5 * (-1 + difference + (-difference).exp() + (mean1 - mean2) ** 2 * (-log_variance2).exp())
+
+
+def discretized_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log probability, elementwise in nats, of 8-bit values (scaled to [-1, 1]) under a normal rounded to 8 bits."""
+
+    def cdf(z: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    centred, inverse = x - mean, (-log_scale).exp()
+    above, below = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    # The outermost bins reach to infinity.
+    probability = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
+    return probability.clamp(min=1e-12).log()
+
+
+def contrastive_loss(z_image: Tensor, z_text: Tensor) -> Tensor:
+    """Symmetric InfoNCE (arXiv:2103.00020, figure 3) over rows (batch, embedding) of length one; the i-th of both belong together."""
+    logits = math.exp(LOGIT_SCALE) * z_image @ z_text.T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def per_image_mean(values: Tensor) -> Tensor:
+    """Mean over all but the batch."""
+    return values.flatten(1).mean(dim=1)

@@ -1,0 +1,172 @@
+"""The caption side of GLIDE: captions to padded tokens, tokens to what the UNet attends to (arXiv:2112.10741, section 2.3).
+
+Parameter names and shapes equal the released checkpoints'. The tokens themselves come from models/tokenizers.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.tokenizers import clip_tokenizer
+from winnow.errors import ConfigError, MissingWeights
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig:
+    """Sizes of the text transformer."""
+
+    context_length: int
+    """Tokens of a caption; longer ones are cut."""
+    width: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    """Rows of the embedding table."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ConfigError(f"TextConfig: width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+
+class Captions(NamedTuple):
+    """A batch of captions as numbers."""
+
+    tokens: Tensor
+    """(batch, context) int64."""
+    mask: Tensor
+    """(batch, context) bool: True on real tokens, False on padding. All False is the empty caption."""
+
+    def to(self, device: torch.device | str) -> "Captions":
+        return Captions(self.tokens.to(device), self.mask.to(device))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Real tokens of each caption, (batch,) int64."""
+        return self.mask.sum(dim=1)
+
+
+Tokenizer = Callable[[Sequence[str], int], Captions]
+"""Captions and the context length to tokens. Raises MissingWeights if its vocabulary is not on this machine."""
+
+
+def clip_captions(
+    captions: Sequence[str], context_length: int, *, num_merges: int | None = None, empty_is_padding: bool = False
+) -> Captions:
+    """CLIP's BPE: [start, ..., end], padded with 0.
+
+    Args:
+        num_merges: merges to take of CLIP's list; fewer make a smaller vocabulary. None takes all.
+        empty_is_padding: an empty caption becomes padding only, as GLIDE's classifier-free guidance has it; CLIP itself keeps [start, end].
+    """
+    tokens = torch.as_tensor(clip_tokenizer(num_merges, context_length)(list(captions)), dtype=torch.long)
+    # The end token has the highest id of all, so argmax finds it even where the padding id 0 is a token, too.
+    last = tokens.argmax(dim=1)
+    mask = torch.arange(context_length)[None] <= last[:, None]
+    if empty_is_padding:
+        mask &= torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool)[:, None]
+    return Captions(torch.where(mask, tokens, 0), mask)
+
+
+def glide_captions(captions: Sequence[str], context_length: int) -> Captions:
+    """GLIDE's own BPE, which the released diffusion models were trained with. Its vocabulary is not part of this project."""
+    raise MissingWeights(
+        "this model reads GLIDE's own BPE vocabulary (encoder.json.gz and vocab.bpe.gz of openai/glide-text2im), which is not "
+        "part of Winnow: pass tokens and mask yourself, or give the model's spec in models/catalog.py another tokenizer"
+    )
+
+
+def empty_captions(count: int, context_length: int) -> Captions:
+    """What classifier-free guidance calls the empty caption: padding only. The token ids are never looked at."""
+    return Captions(torch.zeros(count, context_length, dtype=torch.long), torch.zeros(count, context_length, dtype=torch.bool))
+
+
+class TextEncoding(NamedTuple):
+    """What the UNet sees of a caption."""
+
+    pooled: Tensor
+    """(batch, 4 * model_channels): added to the time embedding."""
+    sequence: Tensor
+    """(batch, width, context): attended to in every attention block."""
+
+    def repeat(self, count: int) -> "TextEncoding":
+        """One caption's encoding for `count` images."""
+        return TextEncoding(self.pooled.expand(count, -1), self.sequence.expand(count, -1, -1))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, padding included. Channels of the fused projection lie per head as [q | k | v]."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.c_qkv = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, context, width) to the same."""
+        batch, context, width = x.shape
+        q, k, v = self.c_qkv(x).view(batch, context, self.num_heads, -1).transpose(1, 2).chunk(3, dim=-1)
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, context, width))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """Pre-LN transformer block."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn = Attention(width, num_heads)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, num_layers: int, num_heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.resblocks:
+            x = block(x)
+        return x
+
+
+class TextEncoder(nn.Module):
+    """The text transformer. The UNet inherits from it, because the released checkpoints keep its parameters at top level."""
+
+    def __init__(self, config: TextConfig, pooled_width: int) -> None:
+        super().__init__()
+        self.transformer = Transformer(config.width, config.num_layers, config.num_heads)
+        self.final_ln = nn.LayerNorm(config.width)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
+        self.padding_embedding = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
+        self.transformer_proj = nn.Linear(config.width, pooled_width)
+
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> TextEncoding:
+        """Captions (batch, context) int64 with their mask (batch, context) bool, to what the UNet attends to.
+
+        A padded position is its own learned vector, with neither token nor position embedding, and is attended to like any other.
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding
+        x = torch.where(mask[..., None], x, self.padding_embedding)
+        x = self.final_ln(self.transformer(x))
+        return TextEncoding(self.transformer_proj(x[:, -1]), x.transpose(1, 2))

@@ -1,0 +1,384 @@
+"""The training loop in plain torch: with one process or several, on a CPU or GPUs. It knows nothing of Ray.
+
+A step's randomness comes from (seed, step, rank) and its data from (seed, rank, world), so a checkpoint needs no generator
+states, and a training that was killed and started again ends with the same bytes as one that was not (in the same world).
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from models.catalog import ModelSpec, find_model
+from models.checkpoints import (
+    Checkpoint,
+    clear_unfinished,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    put_weights,
+    read_state,
+    remove_checkpoint,
+    save_checkpoint,
+    weights_digest,
+)
+from models.diffusion import Schedule, q_sample
+from models.metrics_log import append_metrics, cut_metrics, read_metrics
+from models.objectives import contrastive_loss, hybrid_loss
+from models.recipes import RECIPES as RECIPES
+from models.recipes import TrainConfig as TrainConfig
+from models.shard_loader import ShardIndex, batches, read_index, to_unit_range
+from models.text import Captions
+from models.unet import UNetConfig, num_parameters
+from winnow.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the loop: raised when it gives other weights for the same config and shards."""
+
+Report = Callable[[dict[str, Any]], None]
+"""Called by rank 0 with each line of metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSummary:
+    """What came of a training. JSON-able."""
+
+    model: str
+    num_parameters: int
+    steps: int
+    images: int
+    """Seen, over all workers."""
+    first_loss: float
+    """Mean over the first tenth of the logged lines, one at least."""
+    final_loss: float
+    """Mean over the last tenth."""
+    images_per_second: float
+    """Median of the logged lines, over all workers."""
+    device: str
+    """Kind of device that made the last checkpoint."""
+    checkpoint: str
+    """Name of the last checkpoint's folder."""
+    config: dict[str, Any]
+    shards_digest: str
+
+
+def train(
+    config: TrainConfig,
+    shards: str,
+    out_dir: str | os.PathLike[str],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str | None = None,
+    init_from: str | None = None,
+    report: Report | None = None,
+) -> TrainSummary:
+    """Trains from shards into `out_dir`: checkpoints `step-NNNNNN/` and metrics.jsonl, both written by rank 0.
+
+    Goes on from the newest checkpoint in `out_dir`; if that is the last one, nothing is done.
+
+    Args:
+        shards: folder of shards with index.json, a path or url.
+        out_dir: a local or shared folder that every worker sees.
+        rank, world: this process among those of the initialised process group; world 1 needs none.
+        device: None takes a GPU if there is one.
+        init_from: checkpoint or weights to start from instead of fresh ones (fine-tuning).
+
+    Raises:
+        CheckpointError: `out_dir` holds a training with other settings or data, or a damaged checkpoint.
+        ShardError: a shard is damaged.
+    """
+    index = read_index(shards)
+    batch_size = check_world(config, index, world)
+    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trainer = Trainer(config, index, Path(out_dir), rank=rank, world=world, device=device, init_from=init_from)
+        trainer.resume()
+        stream = batches(
+            index,
+            image_size_px=trainer.spec.image_size_px,
+            batch_size=batch_size,
+            first_batch=trainer.step,
+            num_batches=config.num_steps,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+            num_processes=config.loader_processes,
+        )
+        for images, captions in stream:
+            trainer.advance(images, trainer.spec.tokenizer(captions, trainer.spec.context_length), report)
+        if world > 1:
+            dist.barrier()  # rank 0 has written the last checkpoint, which all go on to read
+    return summarize(config, index, out_dir)
+
+
+def check_world(config: TrainConfig, index: ShardIndex, world: int) -> int:
+    """Images a step of one worker. Raises ConfigError if they cannot be shared evenly, or if there are fewer samples than workers."""
+    if config.batch_size % world:
+        raise ConfigError(f"batch_size {config.batch_size} cannot be shared evenly among {world} workers")
+    if index.num_samples < world:
+        raise ConfigError(f"{index.url} holds {index.num_samples} samples, fewer than {world} workers")
+    return config.batch_size // world
+
+
+class Trainer:
+    """A training under way: the model, its average, its optimizer, and how far it is."""
+
+    def __init__(
+        self, config: TrainConfig, index: ShardIndex, out_dir: Path, *, rank: int, world: int, device: torch.device, init_from: str | None
+    ) -> None:
+        self.config, self.index, self.out_dir, self.rank, self.world, self.device = config, index, out_dir, rank, world, device
+        self.spec = find_model(config.model)
+        self.schedule = self.spec.schedule()
+        self.step = 0
+        self.init_digest = weights_digest(init_from)
+        torch.manual_seed(config.seed)
+        self.model = self.spec.build() if init_from is None else load_weights(init_from, self.spec)
+        self.model.to(device).train()
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self.parameters = [parameter for _, parameter in self.model.named_parameters()]
+        self.ema = [parameter.detach().clone() for parameter in self.parameters]
+        self.update_ema = get_ema_multi_avg_fn(config.ema_rate)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+        self.forward: nn.Module = DistributedDataParallel(self.model) if world > 1 else self.model
+        self._sums: dict[str, Tensor] = {}
+        self._summed_steps = 0
+        self._logged_since = time.monotonic()
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint, if there is one of the same settings and data."""
+        found = list_checkpoints(self.out_dir)
+        if found and (what := difference(read_state(found[-1][1]), self.config, self.index, self.init_digest)):
+            raise CheckpointError(
+                f"{self.out_dir} holds a training with {what}. Train into another folder, or remove this one to start afresh"
+            )
+        if found:
+            self.step, path = found[-1]
+            self._take(load_checkpoint(path), path)
+            logger.info("going on from %s", path)
+        if self.rank == 0:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            clear_unfinished(self.out_dir)
+            cut_metrics(self.out_dir, self.step)
+        self._logged_since = time.monotonic()
+
+    def advance(self, images: Tensor, captions: Captions, report: Report | None = None) -> None:
+        """One step on a batch of this worker: images (batch, 3, size, size) uint8."""
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr_at(self.step)
+        metrics = self._update(images, captions)
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+        self._summed_steps += 1
+        last = self.step == self.config.num_steps
+        if last or self.step % self.config.log_every == 0:
+            self._log(report)
+        if self.rank == 0 and (last or self.step % self.config.checkpoint_every == 0):
+            self._save()
+
+    def _update(self, images: Tensor, captions: Captions) -> dict[str, Tensor]:
+        seed = step_seed(self.config.seed, self.step, self.rank)
+        torch.manual_seed(seed)  # dropout, inside the network
+        generator = torch.Generator().manual_seed(seed)  # what is drawn here, on the CPU: the same on every device
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            metrics = batch_loss(
+                self.forward,
+                self.spec,
+                self.schedule,
+                to_unit_range(images.to(self.device)),
+                captions,
+                generator=generator,
+                caption_dropout=self.config.caption_dropout,
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics["loss"].backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.update_ema(cast(Any, self.ema), cast(Any, self.parameters), self.step)
+        return metrics
+
+    def _log(self, report: Report | None) -> None:
+        names, steps = sorted(self._sums), self._summed_steps
+        means = torch.stack([self._sums[name] for name in names]) / steps
+        if self.world > 1:
+            dist.all_reduce(means)
+            means /= self.world
+        seconds = max(time.monotonic() - self._logged_since, 1e-9)
+        line: dict[str, Any] = dict(zip(names, (round(value, 6) for value in means.tolist()), strict=True))
+        line |= {
+            "step": self.step,
+            "lr": self.config.lr_at(self.step),
+            "images_per_second": round(steps * self.config.batch_size / seconds, 2),
+        }
+        self._sums, self._summed_steps = {}, 0
+        self._logged_since = time.monotonic()
+        if self.rank == 0:
+            append_metrics(self.out_dir, line)
+            if report is not None:
+                report(line)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "config": dataclasses.asdict(self.config),
+            "dataset": self.index.dataset,
+            "shards_digest": self.index.digest,
+            "init_digest": self.init_digest,
+            "world": self.world,
+            "device": self.device.type,
+            "samples_seen": self.step * self.config.batch_size,
+        }
+
+    def _save(self) -> None:
+        optimizer = self.optimizer.state_dict()["state"]
+        moments = {f"{name}/{key}": value for i, name in enumerate(self.names) for key, value in optimizer[i].items()}
+        model = dict(zip(self.names, self.parameters, strict=True))
+        save_checkpoint(
+            self.out_dir, self.step, Checkpoint(cast(Any, model), dict(zip(self.names, self.ema, strict=True)), moments, self._state())
+        )
+        for _, path in list_checkpoints(self.out_dir)[: -self.config.keep_checkpoints]:
+            remove_checkpoint(path)
+
+    def _take(self, checkpoint: Checkpoint, path: Path) -> None:
+        put_weights(self.model, checkpoint.model, f"{path}/model.safetensors is not a {self.spec.name}")
+        for mine, name in zip(self.ema, self.names, strict=True):
+            mine.copy_(checkpoint.ema[name])
+        state = {
+            i: {key: checkpoint.optimizer[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            for i, name in enumerate(self.names)
+        }
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def difference(state: dict[str, Any], config: TrainConfig, index: ShardIndex, init_digest: str) -> str:
+    """In words, what keeps a checkpoint with this state.json from being gone on from; empty if nothing does."""
+    theirs, ours = state["config"], config.what_decides_the_weights()
+    for name in sorted(ours):
+        if theirs.get(name) != ours[name]:
+            return f"{name} {theirs.get(name)!r} instead of {ours[name]!r}"
+    if state["shards_digest"] != index.digest:
+        return f"other shards ({state['dataset']}) than {index.url} holds now"
+    if state["init_digest"] != init_digest:
+        return "other weights to start from"
+    if state["step"] > config.num_steps:
+        return f"{state['step']} steps already, more than num_steps {config.num_steps}"
+    return ""
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random in one step of one worker."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])
+
+
+def batch_loss(
+    model: nn.Module,
+    spec: ModelSpec,
+    schedule: Schedule,
+    images: Tensor,
+    captions: Captions,
+    *,
+    generator: torch.Generator,
+    caption_dropout: float = 0.0,
+) -> dict[str, Tensor]:
+    """Loss of a batch of images (batch, 3, size, size) in [-1, 1] at random timesteps, and what else is worth logging. Scalars.
+
+    Args:
+        generator: on the CPU, whatever the images' device.
+        caption_dropout: share of captions that become empty, in [0, 1).
+    """
+    t = torch.randint(len(schedule), (len(images),), generator=generator).to(images.device)
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    x_t = q_sample(schedule, images, t, noise)
+    dropped = torch.rand(len(images), generator=generator) < caption_dropout
+    captions = Captions(captions.tokens, captions.mask & ~dropped[:, None]).to(images.device)
+    timesteps = schedule.model_timesteps(t)
+    if spec.kind == "noised_clip":
+        z_image, z_text = model(x_t, timesteps, captions.tokens, captions.lengths)
+        z_image, z_text = gather_rows(z_image), gather_rows(z_text)
+        loss = contrastive_loss(z_image, z_text)
+        target = torch.arange(len(z_image), device=z_image.device)
+        return {"loss": loss, "accuracy": ((z_image @ z_text.T).argmax(dim=1) == target).float().mean()}
+    losses = hybrid_loss(
+        schedule, model(x_t, timesteps, captions.tokens, captions.mask, **beside(spec, images, generator)), images, x_t, t, noise
+    )
+    return {"loss": losses.loss.mean(), "mse": losses.mse.mean(), "vb": losses.vb.mean()}
+
+
+def beside(spec: ModelSpec, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """What a UNet is shown beside x_t: a quarter of the size to an upsampler, a rectangle erased to an inpainting model."""
+    config = cast(UNetConfig, spec.config)
+    shown: dict[str, Tensor] = {}
+    if config.upsample:
+        shown["low_res"] = F.avg_pool2d(images, 4)
+    if config.inpaint:
+        # Departs from GLIDE, which erases "random regions" but does not say which: one rectangle, of any size and place.
+        batch, _, height, width = images.shape
+        (top, bottom), (left, right) = (
+            (torch.rand(2, batch, generator=generator) * (side + 1)).long().sort(dim=0).values.to(images.device) for side in (height, width)
+        )
+        rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+        erased_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
+        erased_columns = (columns >= left[:, None]) & (columns < right[:, None])
+        shown["inpaint_image"] = images
+        shown["inpaint_mask"] = (~(erased_rows[:, None, :, None] & erased_columns[:, None, None, :])).to(images.dtype)
+    return shown
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all workers; the gradient of each row flows back to the worker it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows (batch, width) of all workers, in order of rank: every caption of the step is a negative, as if one worker had it all."""
+    return _GatherRows.apply(rows) if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else rows
+
+
+def summarize(config: TrainConfig, index: ShardIndex, out_dir: str | os.PathLike[str]) -> TrainSummary:
+    """What metrics.jsonl and the newest checkpoint say of a training."""
+    lines = read_metrics(out_dir)
+    losses = [line["loss"] for line in lines]
+    tenth = max(1, len(lines) // 10)
+    rates = sorted(line["images_per_second"] for line in lines)
+    step, path = list_checkpoints(out_dir)[-1]
+    with torch.device("meta"):
+        parameters = num_parameters(find_model(config.model).build())
+    return TrainSummary(
+        model=config.model,
+        num_parameters=parameters,
+        steps=step,
+        images=step * config.batch_size,
+        first_loss=sum(losses[:tenth]) / tenth,
+        final_loss=sum(losses[-tenth:]) / tenth,
+        images_per_second=rates[len(rates) // 2],
+        device=read_state(path)["device"],
+        checkpoint=path.name,
+        config=dataclasses.asdict(config),
+        shards_digest=index.digest,
+    )

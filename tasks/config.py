@@ -1,0 +1,151 @@
+"""Everything a run can be told: the flows' one parameter, and what `winnow run CONFIG` reads.
+
+A flow uses the parts it needs. The numbers are those of the paper or of a large cluster unless the line says otherwise;
+`winnow config CONFIG` prints them settled.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from filters.catalog import FILTERS
+from filters.learning import LearnConfig
+from models.clip_embedder import ClipConfig
+from models.sampled import SampleConfig
+from models.training import RECIPES
+from winnow.configs import STRICT
+from winnow.download import DownloadConfig
+from winnow.errors import ConfigError
+from winnow.shards import ShardConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One workspace: where the data comes from, what is kept of it, what is trained on it."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    workspace: str
+    """Folder or fsspec url of everything a run writes."""
+    manifest: str
+    """YAML in the form of data_manifests/README.md: which lists of urls."""
+    workers: int = 0
+    """Partitions at a time; 0 takes every CPU."""
+    partition_rows: int = 10_000
+    """Rows of a partition, the unit of work."""
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+    embed: ClipConfig = field(default_factory=ClipConfig)
+    filters: tuple[str, ...] = tuple(FILTERS)
+    """Names in filters/catalog.py."""
+    labels: str | None = None
+    """A table (parquet or CSV) that answers instead of people: uid or url, and a column of 0 / 1 / empty for each filter."""
+    label_store: str | None = None
+    """SQLite file of the labels; None: labels/labels.sqlite in the workspace."""
+    imports: dict[str, str] = field(default_factory=dict)
+    """Filter -> folder of curated images that it must drop."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    train: tuple[str, ...] = ("base", "noised-clip")
+    """Recipes in models/training.py, trained one after the other."""
+    train_workers: int = 2
+    """Ray Train workers: one a GPU, or CPU processes where there is none."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.filters:
+            if name not in FILTERS:
+                raise ConfigError(f"filters: there is no filter {name!r}. Choose from: {', '.join(FILTERS)}")
+        for name in self.imports:
+            if name not in self.filters:
+                raise ConfigError(f"imports: {name!r} is not one of this run's filters ({', '.join(self.filters)})")
+        for name in (*self.train, self.sample.recipe):
+            if name not in RECIPES:
+                raise ConfigError(f"train: there is no recipe {name!r}. Choose from: {', '.join(RECIPES)}")
+        for setting in ("workers", "train_workers"):
+            if getattr(self, setting) < 0:
+                raise ConfigError(f"{setting} must be 0 or more, got {getattr(self, setting)}")
+        if self.partition_rows < 1:
+            raise ConfigError(f"partition_rows must be at least 1, got {self.partition_rows}")
+
+    @property
+    def num_workers(self) -> int:
+        return self.workers or os.cpu_count() or 1
+
+
+_READER: TypeAdapter[RunConfig] | None = None
+
+
+def run_config(values: dict[str, Any]) -> RunConfig:
+    """A RunConfig from plain values, for example of a YAML file.
+
+    Raises:
+        ConfigError: naming every setting that is unknown or wrong.
+    """
+    try:
+        return _reader().validate_python(values)
+    except ValidationError as problem:
+        raise ConfigError("\n".join(_line(dict(error)) for error in problem.errors())) from problem
+
+
+def read_config(path: str) -> RunConfig:
+    """Reads a run's YAML. Paths in it are taken relative to its own folder.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a setting that is unknown or wrong.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path} is not YAML: {problem}") from problem
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings (name: value), see docs/run-on-your-data.md")
+    try:
+        return run_config(_rooted(values, Path(path).resolve().parent))
+    except ConfigError as problem:
+        raise ConfigError(f"{path}: {problem}") from problem
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The settled config as plain values, every default spelled out."""
+    return _reader().dump_python(config, mode="json")
+
+
+def _reader() -> TypeAdapter[RunConfig]:
+    global _READER
+    if _READER is None:
+        _READER = TypeAdapter(RunConfig)
+    return _READER
+
+
+def _line(error: dict[str, Any]) -> str:
+    """One of pydantic's errors as a sentence; an unknown setting gets the list of the known ones."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "unexpected_keyword_argument":
+        return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}"
+    kind: Any = RunConfig
+    for part in error["loc"][:-1]:
+        kind = next((entry.type for entry in dataclasses.fields(kind) if entry.name == part), kind)
+    return f"{where}: unknown setting. Known: {', '.join(entry.name for entry in dataclasses.fields(kind))}"
+
+
+PATHS = ("workspace", "manifest", "labels", "label_store")
+
+
+def _rooted(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def rooted(path: Any) -> Any:
+        return str(folder / path) if isinstance(path, str) and "://" not in path else path
+
+    result = {key: rooted(value) if key in PATHS else value for key, value in values.items()}
+    if isinstance(result.get("imports"), dict):
+        result["imports"] = {name: rooted(path) for name, path in result["imports"].items()}
+    embed = result.get("embed")
+    if isinstance(embed, dict) and "weights" in embed:
+        result["embed"] = {**embed, "weights": rooted(embed["weights"])}
+    return result

@@ -1,0 +1,118 @@
+"""From features to filtered shards: fit, score, shard. What they do is in filters/ and winnow/shards.py."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from filters import scoring
+from filters.catalog import FILTERS
+from filters.labellers import Labeller, TableLabeller
+from filters.labels import LabelStore
+from filters.learning import FilterRun, current_runs, learn_filters
+from models.clip_embedder import ClipConfig, Weights, loaded_clip, resolve_weights
+from models.embedding import feature_digest
+from tasks import upstream
+from tasks.config import RunConfig
+from tasks.policy import stage_task
+from winnow import shards
+from winnow.errors import ConfigError
+from winnow.partitions import StageRun, run_step
+from winnow.storage import Storage
+from winnow.workspace import open_workspace
+
+
+def fit_stage(config: RunConfig) -> StageRun:
+    """Labels, fits and certifies every filter; a filter whose labels did not change stands."""
+    began = time.monotonic()
+    storage = open_workspace(config.workspace)
+    partitions = upstream.partitions(storage)
+    upstream.outputs(storage, "embed", partitions)
+    weights = resolve_weights(config.embed)
+    with LabelStore.open(label_store_path(storage, config)) as store:
+        runs = learn_filters(
+            storage,
+            config.learn,
+            filters=config.filters,
+            partitions=partitions,
+            labeller=_labeller(storage, config, partitions),
+            store=store,
+            text_vectors=SeedVectors(config.embed, weights, config.filters),
+            feature_digest=feature_digest(config.embed, weights.sha256),
+            workers=config.num_workers,
+        )
+    return StageRun(stage="fit", partitions=(), ran=sum(run.fitted for run in runs), skipped=sum(not run.fitted for run in runs),
+                    counts={f"{run.name}_labels": run.num_labels for run in runs}, seconds=time.monotonic() - began)  # fmt: skip
+
+
+class SeedVectors(Mapping[str, np.ndarray]):
+    """Filter -> unit vectors of its seed prompts. CLIP is loaded when the first is asked for: most runs ask for none."""
+
+    def __init__(self, config: ClipConfig, weights: Weights, filters: tuple[str, ...]) -> None:
+        self._config, self._weights, self._filters = config, weights, filters
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return loaded_clip(self._config, self._weights).encode_texts(FILTERS[name].seed_prompts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._filters)
+
+    def __len__(self) -> int:
+        return len(self._filters)
+
+
+def score_stage(config: RunConfig) -> StageRun:
+    """Writes the decision log: every listed uid, its scores, its verdict and the reasons."""
+    storage = open_workspace(config.workspace)
+    partitions = upstream.partitions(storage)
+    runs = filter_runs(storage, config)
+    works = scoring.score_works(
+        storage,
+        runs,
+        raw=upstream.outputs(storage, "download", partitions),
+        embedded=upstream.outputs(storage, "embed", partitions),
+    )
+    scoring.write_filters_json(storage, runs)
+    return run_step(scoring.score_partition, works, storage, stage="score", version=scoring.VERSION, workers=config.num_workers)
+
+
+def shard_stage(config: RunConfig) -> StageRun:
+    """Writes the kept samples as webdataset shards, with their index."""
+    storage = open_workspace(config.workspace)
+    partitions = upstream.partitions(storage)
+    works = shards.plan_shards(
+        storage,
+        config.shard,
+        raw=upstream.outputs(storage, "download", partitions),
+        decided=upstream.outputs(storage, "score", partitions),
+    )
+    result = run_step(shards.write_shard, works, storage, stage="shard", version=shards.VERSION, workers=config.num_workers)
+    shards.write_index(storage, config.shard)
+    return result
+
+
+def filter_runs(storage: Storage, config: RunConfig) -> list[FilterRun]:
+    """The version in force of each of the run's filters."""
+    runs = current_runs(storage, config.filters)
+    missing = [name for name in config.filters if name not in {run.name for run in runs}]
+    if missing:
+        raise ConfigError(f"the filter {missing[0]} has no version yet: run `winnow fit CONFIG` first")
+    return runs
+
+
+def label_store_path(storage: Storage, config: RunConfig) -> str:
+    """Where the labels are: SQLite needs a local disk."""
+    if config.label_store is not None:
+        return config.label_store
+    if not storage.is_local:
+        raise ConfigError(f"labels of {storage.url} need a file on a local disk: give its path (label_store: in the config)")
+    return storage.full("labels/labels.sqlite")
+
+
+def _labeller(storage: Storage, config: RunConfig, partitions: list[str]) -> Labeller | None:
+    return None if config.labels is None else TableLabeller.from_table(storage, config.labels, partitions)
+
+
+fit = stage_task(fit_stage, name="fit")
+score = stage_task(score_stage, name="score")
+shard = stage_task(shard_stage, name="shard")

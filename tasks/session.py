@@ -1,0 +1,55 @@
+"""A run holds its workspace: one process at a time, Ray started when there is work, everything checked before anything runs."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+
+from models.clip_embedder import resolve_weights
+from models.embedding import folder_images
+from tasks.config import RunConfig, plain
+from winnow.errors import ConfigError
+from winnow.manifest import load_manifest
+from winnow.partitions import stop_ray
+from winnow.storage import Storage
+from winnow.workspace import locked, open_workspace
+
+_held: set[str] = set()
+"""Workspaces this process holds: a flow within a flow works in its caller's session."""
+
+
+@contextlib.contextmanager
+def session(config: RunConfig) -> Iterator[Storage]:
+    """Opens and locks the config's workspace, and ends Ray afterwards.
+
+    Raises:
+        ConfigError: a setting cannot work (see `preflight`).
+        WorkspaceBusy: another run holds the workspace.
+    """
+    storage = open_workspace(config.workspace)
+    if storage.url in _held:
+        yield storage
+        return
+    preflight(config)
+    with locked(storage):
+        _held.add(storage.url)
+        try:
+            storage.write_text("run.json", json.dumps(plain(config), sort_keys=True, indent=1) + "\n")
+            yield storage
+        finally:
+            _held.discard(storage.url)
+            stop_ray()
+
+
+def preflight(config: RunConfig) -> None:
+    """Looks at everything a run needs before it does any work.
+
+    Raises:
+        ConfigError: manifest, weights, labels or imports are missing or wrong.
+    """
+    load_manifest(config.manifest)
+    resolve_weights(config.embed)
+    if config.labels is not None and not Storage(config.labels).exists(""):
+        raise ConfigError(f"labels: there is no table {config.labels}")
+    for name, folder in config.imports.items():
+        if not folder_images(folder):
+            raise ConfigError(f"imports: the folder {folder} for {name} is empty")

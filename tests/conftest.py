@@ -1,0 +1,48 @@
+"""Shared fixtures: one quiet surrounding for Prefect and Ray, and the real photos where there are some."""
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need one; those marked `network` run when WINNOW_TEST_NETWORK is set."""
+    import torch
+
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("network") and not os.environ.get("WINNOW_TEST_NETWORK"):
+            item.add_marker(pytest.mark.skip(reason="WINNOW_TEST_NETWORK is not set"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """The folder of real photos with captions and labels."""
+    folder = os.environ.get("WINNOW_TEST_DATA")
+    if not folder:
+        pytest.skip("WINNOW_TEST_DATA does not name the folder of test photos")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[int]:
+    """A local Ray of two workers for the tests that need one; yields how many partitions to run at a time."""
+    from winnow.partitions import start_ray, stop_ray
+
+    start_ray(2)
+    yield 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray lets go of its processes before they have ended
+        stop_ray()
+        gc.collect()

@@ -1,0 +1,177 @@
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from models.clip_embedder import Clip, ClipConfig, Weights, crops_of, embed_images, load_clip, resolve_weights
+from winnow.errors import CheckpointError, ConfigError, MissingWeights
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    torch.manual_seed(0)
+    network = open_clip.model.CLIP(
+        embed_dim=16,
+        vision_cfg={"layers": 1, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 32},
+        text_cfg={"context_length": 8, "vocab_size": 300, "width": 32, "heads": 2, "layers": 1},
+    )
+    return Clip(
+        network=network.eval(),
+        tokenize=lambda texts: torch.ones(len(texts), 8, dtype=torch.long),
+        image_size_px=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        dim=16,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_wide_image_is_cropped_at_its_left_end_middle_and_right_end() -> None:
+    stripes = np.zeros((32, 96, 3), np.uint8)
+    stripes[:, 32:64], stripes[:, 64:] = 100, 200
+    crops = crops_of(Image.fromarray(stripes), 32)
+    assert [crop[:, 4:28].mean() for crop in crops] == [0, 100, 200]
+
+
+def test_a_tall_image_is_cropped_at_its_top_middle_and_bottom() -> None:
+    stripes = np.zeros((96, 32, 3), np.uint8)
+    stripes[32:64], stripes[64:] = 100, 200
+    assert [crop[4:28].mean() for crop in crops_of(Image.fromarray(stripes), 32)] == [0, 100, 200]
+
+
+def test_the_three_crops_of_a_square_image_coincide_and_are_computed_once() -> None:
+    assert crops_of(picture(50, 50), 32).shape == (1, 32, 32, 3)
+
+
+def test_a_feature_is_the_normalised_mean_of_the_normalised_crops(clip: Clip) -> None:
+    image = picture(70, 32)
+    crops = torch.nn.functional.normalize(clip.network.encode_image(_pixels(clip, crops_of(image, 32))), dim=-1)
+    expected = torch.nn.functional.normalize(crops.mean(dim=0), dim=0).detach().numpy()
+    (feature,) = embed_images(clip, [image])
+    np.testing.assert_allclose(feature, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 7, 100])
+def test_features_come_in_order_and_do_not_depend_on_where_batches_are_cut(clip: Clip, batch: int) -> None:
+    images = [picture(32 + 20 * (number % 3), 32, seed=number) for number in range(9)]
+    alone = np.stack([next(embed_images(clip, [image])) for image in images])
+    together = np.stack(list(embed_images(clip, images, batch_crops=batch)))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+def test_an_unknown_model_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match=r"no model 'ViT-Q'.*ViT-B-16"):
+        ClipConfig(model="ViT-Q")
+
+
+def test_unknown_weights_are_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match=r"no weights 'openal'.*openai"):
+        ClipConfig(pretrained="openal")
+
+
+def test_openai_weights_run_with_the_quick_gelu_they_were_trained_with(tmp_path: object) -> None:
+    reference = open_clip.create_model("ViT-B-16", load_weights=False, force_quick_gelu=True)
+    path = f"{tmp_path}/weights.safetensors"
+    save_file(reference.state_dict(), path)
+    loaded = load_clip(ClipConfig(weights=path), Weights(path=path, sha256=""), device="cpu")
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded.network.encode_image(pixels), reference.eval().encode_image(pixels))
+    assert loaded.dim == 512 and loaded.image_size_px == 224
+
+
+def test_a_weights_file_that_does_not_exist_says_what_to_fetch() -> None:
+    with pytest.raises(MissingWeights, match=r"nowhere\.safetensors do not exist\..*fetch https://huggingface\.co/timm/.*embed: weights:"):
+        resolve_weights(ClipConfig(weights="nowhere.safetensors"))
+
+
+def test_weights_of_another_model_name_the_first_parameter_that_differs(tmp_path: object) -> None:
+    path = f"{tmp_path}/other.safetensors"
+    save_file({"positional_embedding": torch.zeros(3, 3)}, path)
+    with pytest.raises(CheckpointError, match=r"positional_embedding should be \(77, 512\), the file has \(3, 3\)"):
+        load_clip(ClipConfig(weights=path), Weights(path=path, sha256=""), device="cpu")
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: object) -> None:
+    import pickle
+
+    class Bad:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    path = f"{tmp_path}/bad.pt"
+    with open(path, "wb") as stream:
+        pickle.dump(Bad(), stream, protocol=2)
+    with pytest.raises(CheckpointError, match="not a plain state dict"):
+        load_clip(ClipConfig(weights=path), Weights(path=path, sha256=""), device="cpu")
+    assert not os.path.exists(f"{tmp_path}/ran")
+
+
+CONTENT = b"weights" * 1000
+FIND = "from models.clip_embedder import *; print(resolve_weights(ClipConfig()).sha256)"
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200 if self.path.endswith("open_clip_model.safetensors") else 404)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(CONTENT)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def find_weights(home: object, endpoint: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return subprocess.run([sys.executable, "-c", FIND], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_weights_are_fetched_once_and_then_come_from_the_cache(hub: str, tmp_path: object) -> None:
+    first = find_weights(tmp_path, hub)
+    assert first.stdout.strip() == hashlib.sha256(CONTENT).hexdigest(), first.stderr
+    assert find_weights(tmp_path, "http://127.0.0.1:9").stdout == first.stdout
+
+
+def test_without_network_or_cache_the_run_stops_and_says_what_to_fetch(tmp_path: object) -> None:
+    failed = find_weights(tmp_path, "http://127.0.0.1:9")
+    assert failed.returncode != 0
+    assert "MissingWeights: CLIP weights ViT-B-16/openai are not in the cache and cannot be fetched" in failed.stderr
+    assert "open_clip_model.safetensors" in failed.stderr
+
+
+def _pixels(clip: Clip, crops: np.ndarray) -> torch.Tensor:
+    return (torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25

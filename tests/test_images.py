@@ -1,0 +1,194 @@
+"""Images from strangers: what is kept as it is, what is encoded anew, what is refused."""
+
+import io
+import random
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from winnow.errors import ConfigError
+from winnow.images import DECODE_ERRORS, ImageLimits, ImageRefused, check_image
+
+LIMITS = ImageLimits()
+RED, GREEN = (200, 30, 40), (20, 180, 60)
+
+
+def two_halves(size: tuple[int, int] = (80, 48)) -> Image.Image:
+    """Red above, green below."""
+    image = Image.new("RGB", size, RED)
+    image.paste(GREEN, (0, size[1] // 2, size[0], size[1]))
+    return image
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, form, **options)
+    return sink.getvalue()
+
+
+def noise(size: tuple[int, int] = (200, 200)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode) == ("JPEG", "RGB")
+        assert image.getexif().get(0x0112, 1) == 1
+        return np.asarray(image).astype(int)
+
+
+def close(pixel: Any, color: tuple[int, ...]) -> bool:
+    return bool(np.abs(np.asarray(pixel) - color).max() < 12)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"broken"}, {"quality": 30, "subsampling": 2}], ids=str)
+def test_an_upright_rgb_jpeg_is_kept_byte_for_byte(options: dict[str, Any]) -> None:
+    data = encoded(two_halves(), **options)
+    image = check_image(data, LIMITS)
+    assert (image.jpeg, image.width, image.height) == (data, 80, 48)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_rotated_jpeg_is_turned_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # What the camera's sensor saw so that the turned picture is red above and green below, 80 wide.
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = check_image(encoded(two_halves().transpose(undo[orientation]), exif=exif), LIMITS)
+    pixels = pixels_of(image.jpeg)
+    assert (image.width, image.height, pixels.shape) == (80, 48, (48, 80, 3))
+    assert close(pixels[5, 40], RED)
+    assert close(pixels[43, 40], GREEN)
+
+
+MODES: dict[str, tuple[bytes, tuple[int, int, int]]] = {
+    "grey JPEG": (encoded(Image.new("L", (64, 64), 100)), (100, 100, 100)),
+    "CMYK JPEG": (encoded(Image.new("CMYK", (64, 64), (0, 255, 255, 0))), (254, 0, 0)),
+    "RGB PNG": (encoded(Image.new("RGB", (64, 64), RED), "PNG"), RED),
+    "clear PNG": (encoded(Image.new("RGBA", (64, 64), (*RED, 0)), "PNG"), (255, 255, 255)),
+    "half clear PNG": (encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 128)), "PNG"), (127, 127, 127)),
+    "grey PNG with alpha": (encoded(Image.new("LA", (64, 64), (0, 0)), "PNG"), (255, 255, 255)),
+    "palette PNG": (encoded(Image.new("RGB", (64, 64), RED).quantize(4), "PNG"), RED),
+    "palette PNG with a clear colour": (encoded(Image.new("RGB", (64, 64), RED).quantize(4), "PNG", transparency=0), (255, 255, 255)),
+    "black and white PNG": (encoded(Image.new("1", (64, 64), 1), "PNG"), (255, 255, 255)),
+    "16-bit PNG": (encoded(Image.fromarray(np.full((64, 64), 40_000, np.uint16)), "PNG"), (155, 155, 155)),
+    "dark 16-bit PNG": (encoded(Image.fromarray(np.full((64, 64), 200, np.uint16)), "PNG"), (0, 0, 0)),
+    "WebP": (encoded(Image.new("RGB", (64, 64), RED), "WEBP", quality=95), RED),
+    "WebP with alpha": (encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
+    "GIF": (encoded(Image.new("RGB", (64, 64), GREEN), "GIF"), GREEN),
+    "BMP": (encoded(Image.new("RGB", (64, 64), GREEN), "BMP"), GREEN),
+    "animation": (
+        encoded(Image.new("RGB", (64, 64), RED), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 64), GREEN)]),
+        RED,
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "color"), MODES.values(), ids=MODES)
+def test_everything_else_becomes_an_rgb_jpeg_of_the_same_picture(data: bytes, color: tuple[int, int, int]) -> None:
+    image = check_image(data, LIMITS)
+    pixels = pixels_of(image.jpeg)
+    assert (image.width, image.height, pixels.shape) == (64, 64, (64, 64, 3))
+    assert close(pixels[32, 32], color), pixels[32, 32]
+    assert check_image(image.jpeg, LIMITS).jpeg == image.jpeg
+
+
+REFUSED: dict[str, tuple[bytes, ImageLimits, str]] = {
+    "nothing": (b"", LIMITS, "empty: "),
+    "html": (b"<html>", LIMITS, "not_an_image: it starts with b'<html>'"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", LIMITS, "not_an_image: "),
+    "tiff, which is not decoded": (encoded(two_halves(), "TIFF"), LIMITS, "not_an_image: "),
+    "postscript, which would start a program": (encoded(two_halves(), "EPS"), LIMITS, "not_an_image: "),
+    "a JPEG's first bytes": (b"\xff\xd8\xff\xe0junk", LIMITS, "truncated: "),
+    "a GIF's first bytes": (b"GIF89b" + bytes(90), LIMITS, "damaged: its header cannot be read"),
+    "bomb": (png_header(30_000, 30_000), LIMITS, "too_many_pixels: "),
+    "bomb below Pillow's own limit": (png_header(8_000, 8_000), LIMITS, "too_many_pixels: 8000 x 8000 pixels, 50,000,000 allowed"),
+    "tracking pixel": (encoded(Image.new("RGB", (1, 1)), "GIF"), LIMITS, "too_small: 1 x 1 pixels, at least 32 a side wanted"),
+    "ribbon": (encoded(Image.new("RGB", (700, 34))), LIMITS, "too_elongated: 700 x 34 pixels, sides of at most 20 to 1 allowed"),
+    "half a JPEG": (encoded(noise())[:20_000], LIMITS, "truncated: image file is truncated"),
+    "half a progressive JPEG": (encoded(noise(), progressive=True)[:20_000], LIMITS, "truncated: image file is truncated"),
+    "half a grey JPEG": (encoded(noise().convert("L"))[:10_000], LIMITS, "truncated: image file is truncated"),
+    "half a PNG": (encoded(noise(), "PNG")[:20_000], LIMITS, "truncated: "),
+    "half a GIF": (encoded(noise(), "GIF")[:10_000], LIMITS, "truncated: "),
+    "half a BMP": (encoded(noise(), "BMP")[:20_000], LIMITS, "truncated: "),
+    "half a WebP": (encoded(noise(), "WEBP")[:8_000], LIMITS, "truncated: "),
+    "a PNG without pixels": (png_header(64, 64), LIMITS, "(truncated|damaged): "),
+}
+
+
+@pytest.mark.parametrize(("data", "limits", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_used_is_refused_with_its_reason(data: bytes, limits: ImageLimits, message: str) -> None:
+    with pytest.raises(ImageRefused, match=f"^{message}"):
+        check_image(data, limits)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(self: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    with pytest.raises(ImageRefused, match="too_many_pixels"):
+        check_image(png_header(8_000, 8_000), LIMITS)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_scrambled_files_are_used_or_refused_and_nothing_else(form: str) -> None:
+    rng = random.Random(0)
+    whole = encoded(noise((48, 40)), form)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 3, 30))):
+            # Mostly the header: that is where decoders stumble.
+            data[rng.randrange(min(len(data), rng.choice((60, len(data)))))] = rng.randrange(256)
+        try:
+            assert pixels_of(check_image(bytes(data), LIMITS).jpeg).ndim == 3
+        except ImageRefused as problem:
+            assert problem.slug in str(problem)
+
+
+def test_an_error_that_is_no_fault_of_the_image_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not issubclass(MemoryError, DECODE_ERRORS)
+
+    def exhausted(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", exhausted)
+    with pytest.raises(MemoryError):
+        check_image(encoded(two_halves(), "PNG"), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
+        ({"min_side_px": 0}, "min_side_px must be at least 1, got 0"),
+        ({"max_aspect_ratio": 0.5}, "max_aspect_ratio must be at least 1, got 0.5"),
+        ({"jpeg_quality": 100}, "jpeg_quality must be between 1 and 95, got 100"),
+    ],
+)
+def test_wrong_limits_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ImageLimits(**change)

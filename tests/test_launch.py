@@ -1,0 +1,69 @@
+"""The loop on Ray Train gives what the plain loop gives, and goes on from what a kill leaves."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.launch import launch
+from models.metrics_log import read_metrics
+from models.recipes import TrainConfig
+from winnow.errors import ConfigError, ShardError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_shards import make_shards
+
+CONFIG = TrainConfig(
+    model="tiny-noised-clip",
+    num_steps=6,
+    batch_size=8,
+    lr=1e-3,
+    warmup_steps=2,
+    ema_rate=0.9,
+    log_every=1,
+    checkpoint_every=2,
+    keep_checkpoints=9,
+)
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"step-{step:06d}" / "ema.safetensors")
+
+
+def test_without_workers_it_trains_in_this_process_and_a_second_call_does_nothing(tmp_path, capsys):
+    shards = make_shards(tmp_path / "shards")
+    summary = launch(CONFIG, shards, str(tmp_path / "out"), num_workers=0)
+    assert summary.steps == 6
+    before = (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns
+    assert launch(CONFIG, shards, str(tmp_path / "out"), num_workers=2) == summary
+    assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_what_cannot_be_is_refused_before_any_worker_starts(tmp_path):
+    with pytest.raises(ShardError, match=r"no index\.json there"):
+        launch(CONFIG, str(tmp_path), str(tmp_path / "out"))
+    shards = make_shards(tmp_path / "shards")
+    with pytest.raises(ConfigError, match="batch_size 8 cannot be shared evenly among 3 workers"):
+        launch(CONFIG, shards, str(tmp_path / "out"), num_workers=3)
+
+
+@pytest.mark.slow
+def test_two_workers_on_ray_go_on_from_the_last_checkpoint_and_end_where_they_would_have(tmp_path, ray_cluster):
+    shards = make_shards(tmp_path / "shards")
+    whole = launch(CONFIG, shards, str(tmp_path / "whole"), num_workers=ray_cluster)
+    assert (whole.steps, whole.images) == (6, 48)
+    assert [line["step"] for line in read_metrics(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "whole" / ".ray-train").exists()
+
+    # What a kill -9 in the fifth step leaves: checkpoints up to 4, and half a line.
+    launch(dataclasses.replace(CONFIG, num_steps=4), shards, str(tmp_path / "broken"), num_workers=ray_cluster)
+    (tmp_path / "broken" / ".writing-step-000006").mkdir()
+    with open(tmp_path / "broken" / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 5, "lo')
+    launch(CONFIG, shards, str(tmp_path / "broken"), num_workers=ray_cluster)
+    assert [line["step"] for line in read_metrics(tmp_path / "broken")] == [1, 2, 3, 4, 5, 6]
+    for name, tensor in weights(tmp_path / "whole", 6).items():
+        assert torch.equal(tensor, weights(tmp_path / "broken", 6)[name]), name

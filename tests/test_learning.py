@@ -1,0 +1,372 @@
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from filters import asking, catalog, learning
+from filters.asking import images_to_label
+from filters.catalog import FILTERS
+from filters.decision_values import Scorer
+from filters.labellers import TableLabeller
+from filters.labels import LabelStore, import_labels
+from filters.learning import LabelPlan, LearnConfig, current_runs, learn_filters
+from filters.scoring import filters_used, score_partition
+from filters.search import find_features
+from filters.splits import SplitConfig
+from filters.svm import SvmConfig, svm_from_bytes
+from tests.filter_world import add_partition, make_world
+from winnow.errors import ConfigError, NotEnoughLabels
+from winnow.storage import Storage
+
+PLAN = LabelPlan(random_labels=600, text_search_labels=40, boundary_labels=30)
+CONFIG = LearnConfig(plan=PLAN, svm=SvmConfig(costs=(1.0, 10.0), gamma_scales=(1.0,)))
+NAMES = tuple(FILTERS)
+
+
+@pytest.fixture(autouse=True)
+def modest_promises(monkeypatch):
+    """A miss rate of 10 % takes 29 positives instead of 299."""
+    for name, spec in FILTERS.items():
+        monkeypatch.setitem(catalog.FILTERS, name, dataclasses.replace(spec, max_miss_rate=0.1))
+
+
+def learn(world, config=CONFIG, *, filters=NAMES, labeller="table", **changes):
+    settings = {"partitions": world.partitions, "text_vectors": world.text_vectors, "feature_digest": "features-1"} | changes
+    if labeller == "table":
+        labeller = TableLabeller.from_table(world.storage, world.truth_file, world.partitions)
+    with LabelStore.open(world.storage.full("labels/labels.sqlite")) as store:
+        return learn_filters(world.storage, config, filters=filters, labeller=labeller, store=store, **settings)
+
+
+def files(world):
+    return {path: world.storage.sha256(path) for path in world.storage.walk("filters")}
+
+
+def read(world, run, name):
+    return json.loads(world.storage.read_bytes(f"{run.folder}/{name}"))
+
+
+@pytest.fixture(scope="module")
+def learned_once(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, spec in FILTERS.items():
+            patch.setitem(catalog.FILTERS, name, dataclasses.replace(spec, max_miss_rate=0.1))
+        world = make_world(tmp_path_factory.mktemp("learned"))
+        return world, learn(world)
+
+
+@pytest.fixture
+def learned(learned_once, tmp_path):
+    """A world with its filters learned, to do with as one likes."""
+    world, runs = learned_once
+    root = tmp_path / "world"
+    shutil.copytree(world.storage.full(""), root)
+    return dataclasses.replace(world, storage=type(world.storage)(str(root)), truth_file=str(root / "truth.parquet")), runs
+
+
+def test_each_filter_is_labelled_fitted_and_certified(learned):
+    world, runs = learned
+    assert [run.name for run in runs] == list(NAMES)
+    for run in runs:
+        assert run.fitted
+        certificate = read(world, run, "certificate.json")
+        assert certificate["threshold"] == run.threshold
+        assert certificate["version"] == run.version
+        assert run.num_labels == 600 + 40 + 30 + (90 if run.name == "hate_symbol" else 0)
+        assert set(certificate["labels"]) == {"random", "text_search", "boundary"} | ({"import"} if run.name == "hate_symbol" else set())
+        for origin in ("text_search", "boundary"):
+            assert set(certificate["labels"][origin]) <= {"fit", "unused"}
+    assert current_runs(world.storage, NAMES) == [dataclasses.replace(run, fitted=False) for run in runs]
+
+
+def test_the_promise_holds_on_everything_there_is(learned):
+    world, runs = learned
+    found = find_features(world.storage, world.partitions, world.truth.keys())
+    for column, run in enumerate(runs[:2]):
+        scores = Scorer([svm_from_bytes(world.storage.read_bytes(f"{run.folder}/svm.safetensors"))]).scores(found.features)[:, 0]
+        truth = np.array([world.truth[uid][column] for uid in found.uids])
+        assert np.mean(scores[truth == 1] < run.threshold) <= 0.1
+        assert np.mean(scores[truth == 0] >= run.threshold) < 0.3
+
+
+def test_a_population_promise_rests_on_random_positives_and_a_curated_one_on_collected_ones(learned):
+    world, (people, _, hate_symbol) = learned
+    for run, origin in ((people, "random"), (hate_symbol, "import")):
+        labels = pq.read_table(world.storage.full(f"{run.folder}/labels.parquet")).to_pylist()
+        proving = [row for row in labels if row["value"] == 1 and row["split"] in ("calibrate", "test")]
+        assert proving and {row["origin"] for row in proving} == {origin}
+        certificate = read(world, run, "certificate.json")
+        scores = sorted(row["score"] for row in proving if row["split"] == "calibrate")
+        assert certificate["num_positives"] == len(scores)
+        assert certificate["threshold"] == scores[certificate["rank"] - 1]
+    assert "drawn from the data at random" in read(world, people, "certificate.json")["sentence"]
+    assert "collected and not drawn from the data" in read(world, hate_symbol, "certificate.json")["sentence"]
+
+
+def test_the_decision_log_scores_as_the_certificate_does(learned):
+    # The threshold is one image's score, to the last bit: that image must be dropped, and exactly rank - 1 calibration positives kept.
+    world, runs = learned
+    log = {}
+    for partition in world.partitions:
+        score_partition(world.storage, partition, filters=filters_used(world.storage, runs))
+        log |= {row["uid"]: row for row in pq.read_table(world.storage.full(f"decisions/{partition}.parquet")).to_pylist()}
+    for run in runs:
+        labels = pq.read_table(world.storage.full(f"{run.folder}/labels.parquet")).to_pylist()
+        here = [row for row in labels if row["uid"] in log]
+        assert len(here) >= 600
+        assert all(row["score"] == log[row["uid"]][f"score_{run.name}"] for row in here)
+        if run.name != "hate_symbol":
+            proving = [log[row["uid"]] for row in here if row["split"] == "calibrate" and row["value"] == 1]
+            assert sum(run.name not in row["reasons"] for row in proving) == read(world, run, "certificate.json")["rank"] - 1
+
+
+def test_near_duplicates_are_counted(learned):
+    world, runs = learned
+    assert read(world, runs[0], "certificate.json")["near_duplicates"] == {"images": 670, "groups": 670, "largest_group": 1}
+
+
+def test_prevalence_is_that_of_the_random_labels_alone(learned):
+    world, runs = learned
+    labels = pq.read_table(world.storage.full(f"{runs[0].folder}/labels.parquet")).to_pylist()
+    random = [row["value"] for row in labels if row["origin"] == "random"]
+    prevalence = read(world, runs[0], "certificate.json")["prevalence"]
+    assert (prevalence["count"], prevalence["n"]) == (sum(random), 600)
+    assert prevalence["low"] < 0.3 < prevalence["high"]
+
+
+def test_a_second_run_looks_at_nothing_and_changes_nothing(learned, monkeypatch):
+    world, runs = learned
+    before = files(world)
+
+    def never(*args, **kwargs):
+        raise AssertionError("nothing was to be done")
+
+    for module, name in ((asking, "draw_at_random"), (asking, "search_by_text"), (asking, "nearest_by"), (learning, "find_features")):
+        monkeypatch.setattr(module, name, never)
+    again = learn(world)
+    assert [(run.name, run.version, run.threshold, run.fitted) for run in again] == [(r.name, r.version, r.threshold, False) for r in runs]
+    assert files(world) == before
+
+
+def test_new_partitions_alone_refit_nothing(learned):
+    world, runs = learned
+    add_partition(world.storage, "00009-99999999", rows=50, failed=0.0, seed=99)
+    grown = dataclasses.replace(world, partitions=[*world.partitions, "00009-99999999"])
+    assert [run.version for run in learn(grown)] == [run.version for run in runs]
+
+
+class Interrupted(Exception):
+    pass
+
+
+# Batches: collected, 3 random, 3 by text, 3 at the boundary. Writes: 3 inputs of fit-0, then 3 files and a receipt each; the same
+# and a certificate each for fit-1; current.json thrice.
+@pytest.mark.parametrize(
+    ("owner", "method", "at"),
+    [(LabelStore, "add_batch", at) for at in (0, 2, 5, 8)] + [(Storage, "write_bytes", at) for at in (1, 4, 6, 19, 25, 35)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_run_killed_anywhere_and_resumed_ends_in_the_same_bytes(learned_once, tmp_path, monkeypatch, owner, method, at):
+    undisturbed, runs = learned_once
+    world = make_world(tmp_path / "world")
+    calls, original = itertools.count(), getattr(owner, method)
+
+    def dies(*args, **kwargs):
+        if next(calls) == at:
+            raise Interrupted
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, dies)
+        with pytest.raises(Interrupted):
+            learn(world)
+    assert [run.version for run in learn(world)] == [run.version for run in runs]
+    assert files(world) == files(undisturbed)
+
+
+def test_a_changed_label_makes_a_new_version_of_its_filter_alone(learned):
+    world, runs = learned
+    with LabelStore.open(world.storage.full("labels/labels.sqlite")) as store:
+        label = next(label for label in store.labels("people") if label.origin == "random")
+        store.add_label("people", label.uid, 1 - label.value, "random", batch="page", person="ada", policy="p")
+    again = learn(world)
+    assert [run.fitted for run in again] == [True, False, False]
+    assert again[0].version != runs[0].version
+    assert again[0].num_labels == runs[0].num_labels
+    assert len(read(world, again[0], "certificate.json")["policy_versions"]) == 2
+    assert current_runs(world.storage, ("people",))[0].version == again[0].version
+
+
+def test_other_features_make_new_versions_from_the_same_labels(learned):
+    world, runs = learned
+    again = learn(world, feature_digest="features-2")
+    assert not {run.version for run in again} & {run.version for run in runs}
+    assert [run.num_labels for run in again] == [run.num_labels for run in runs]
+
+
+def test_asking_for_more_random_labels_draws_those_that_are_lacking(learned):
+    world, runs = learned
+    more = dataclasses.replace(CONFIG, plan=dataclasses.replace(PLAN, random_labels=650))
+    again = learn(world, more, filters=("people",))
+    assert again[0].num_labels == runs[0].num_labels + 50 - _met_before(world)
+    assert learn(world, more, filters=("people",))[0].version == again[0].version
+
+
+def test_another_round_asks_near_the_boundary_once_more(learned):
+    world, runs = learned
+    twice = dataclasses.replace(CONFIG, rounds=2)
+    (again,) = learn(world, twice, filters=("people",))
+    assert again.num_labels == runs[0].num_labels + 30
+    assert learn(world, twice, filters=("people",)) == [dataclasses.replace(again, fitted=False)]
+
+
+def _met_before(world):
+    """Images of the second random draw that had a label already, for another reason."""
+    with LabelStore.open(world.storage.full("labels/labels.sqlite")) as store:
+        return sum("random" in origins and len(origins) > 1 for origins in store.asked("people").values())
+
+
+def test_a_filter_can_have_its_own_plan(tmp_path):
+    world = make_world(tmp_path)
+    config = dataclasses.replace(CONFIG, overrides={"violence": dataclasses.replace(PLAN, text_search_labels=0)})
+    people, violence = learn(world, config, filters=("people", "violence"))
+    assert "text_search" in read(world, people, "certificate.json")["labels"]
+    assert "text_search" not in read(world, violence, "certificate.json")["labels"]
+
+
+def test_labels_from_elsewhere_need_no_labeller(learned, tmp_path):
+    world, _ = learned
+    for folder in ("filters", "receipts"):
+        world.storage.remove_folder(folder)
+    assert all(run.fitted for run in learn(world, labeller=None))
+
+
+def test_without_labels_it_says_which_how_many_and_of_which_origin(tmp_path):
+    world = make_world(tmp_path)
+    with pytest.raises(NotEnoughLabels) as told:
+        learn(world, labeller=None)
+    lines = str(told.value).splitlines()
+    assert lines[0].startswith("people: 0 positives to fit on, at least 10 are needed; 0 negatives to fit on")
+    assert "0 calibration positives, and a miss rate of 10 % at 95 % confidence takes 29: label more images drawn at random" in lines[0]
+    assert lines[2].startswith("hate_symbol: 0 negatives to fit on")
+    assert not world.storage.walk("filters")
+
+
+def test_too_few_random_labels_are_told_how_many_more_it_takes(tmp_path):
+    world = make_world(tmp_path)
+    config = dataclasses.replace(CONFIG, plan=dataclasses.replace(PLAN, random_labels=100))
+    with pytest.raises(NotEnoughLabels, match=r"people: \d+ calibration positives, .* takes 29: label about \d+ more images drawn"):
+        learn(world, config, filters=("people",))
+
+
+def test_too_few_collected_examples_are_told_how_many_more_it_takes(tmp_path):
+    world = make_world(tmp_path, num_imports=40)
+    with pytest.raises(NotEnoughLabels, match=r"hate_symbol: \d+ calibration positives, .* takes 29: collect about \d+ more examples"):
+        learn(world, filters=("hate_symbol",))
+
+
+def test_images_that_nobody_could_judge_are_counted(tmp_path):
+    world = make_world(tmp_path)
+
+    class Unsure:
+        name = "unsure"
+        sure = TableLabeller.from_table(world.storage, world.truth_file, world.partitions)
+
+        def answer(self, filter_name, uids):
+            answers = self.sure.answer(filter_name, uids)
+            return [None if i % 10 == 0 else answer for i, answer in enumerate(answers)]
+
+    (run,) = learn(world, filters=("people",), labeller=Unsure())
+    assert read(world, run, "certificate.json")["unanswered"] == {"boundary": 3, "random": 60, "text_search": 4}
+
+
+def test_images_that_went_away_are_counted_and_harm_nothing(learned):
+    world, _ = learned
+    fewer = dataclasses.replace(world, partitions=world.partitions[:3])
+    (run,) = learn(fewer, filters=("people",), feature_digest="features-2")
+    counts = read(world, run, "certificate.json")["labels"]
+    assert sum(counts["random"]["missing"].values()) > 50
+    labels = pq.read_table(world.storage.full(f"{run.folder}/labels.parquet"))
+    assert labels.column("score").null_count == sum(sum(by_split.get("missing", {}).values()) for by_split in counts.values())
+
+
+def test_more_collected_images_refit_their_filter_alone(learned):
+    world, runs = learned
+    other = make_world(Path(world.storage.full("other")), num_imports=95)
+    shutil.copy(other.storage.full("imports/hate_symbol.parquet"), world.storage.full("imports/hate_symbol.parquet"))
+    again = learn(world)
+    assert [run.fitted for run in again] == [False, False, True]
+    assert again[2].num_labels == runs[2].num_labels + 5
+
+
+def test_the_same_on_ray(learned_once, tmp_path, ray_cluster):
+    undisturbed, _ = learned_once
+    world = make_world(tmp_path / "world")
+    with pytest.MonkeyPatch.context():
+        learn(world, workers=ray_cluster)
+    assert files(world) == files(undisturbed)
+
+
+def test_people_are_told_what_to_label_and_their_labels_count(tmp_path):
+    world = make_world(tmp_path / "world")
+    truth = TableLabeller.from_table(world.storage, world.truth_file, world.partitions)
+    settings = {"partitions": world.partitions, "seed": 0, "text_vectors": world.text_vectors}
+    with LabelStore.open(world.storage.full("labels/labels.sqlite")) as store:
+        for origin, count in (("random", 400), ("text_search", 40), ("random", 200), ("boundary", 30)):
+            runs = current_runs(world.storage, ("people",))
+            folder = runs[0].folder if runs else None
+            uids = images_to_label(world.storage, "people", origin, count, store=store, folder=folder, **settings)
+            assert len(set(uids)) == count
+            assert uids == images_to_label(world.storage, "people", origin, count, store=store, folder=folder, **settings)
+            path = tmp_path / "labels.csv"
+            path.write_text("uid,value\n" + "".join(f"{u},{v}\n" for u, v in zip(uids, truth.answer("people", uids), strict=True)))
+            import_labels(store, world.storage, "people", str(path), origin=origin, person="ada", partitions=world.partitions)
+            if origin != "random" or len(store.labels("people")) > 600:
+                (run,) = learn(world, filters=("people",), labeller=None)
+        with pytest.raises(ConfigError, match="violence has no version yet whose boundary"):
+            images_to_label(world.storage, "violence", "boundary", 5, store=store, folder=None, **settings)
+        with pytest.raises(ConfigError, match="not by 'audit'"):
+            images_to_label(world.storage, "people", "audit", 5, store=store, folder=None, **settings)
+    counts = read(world, run, "certificate.json")["labels"]
+    assert {origin: sum(sum(c.values()) for c in by_split.values()) for origin, by_split in counts.items()} == {
+        "random": 600,
+        "text_search": 40 - _met_before(world),
+        "boundary": 30,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LabelPlan(random_labels=-1), "random_labels must be 0 or more"),
+        (lambda: LearnConfig(rounds=-1), "learn.rounds"),
+        (lambda: LearnConfig(overrides={"cats": LabelPlan()}), "no filter 'cats'"),
+        (lambda: LearnConfig(split=SplitConfig(calibrate_share=1.0)), "leave something for fitting"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_text_vectors_must_be_there_for_every_filter_that_searches(tmp_path):
+    world = make_world(tmp_path)
+    with pytest.raises(ConfigError, match="violence has no text vectors"):
+        learn(world, filters=("violence",), text_vectors={})
+
+
+def test_a_run_may_promise_less_than_the_catalogue_where_labels_are_few() -> None:
+    config = LearnConfig(promises={"violence": 0.05})
+    assert config.spec_of("violence").max_miss_rate == 0.05
+    assert config.spec_of("people").max_miss_rate == FILTERS["people"].max_miss_rate
+
+
+@pytest.mark.parametrize(("promises", "message"), [({"nudity": 0.1}, "no filter 'nudity'"), ({"people": 1.5}, "max_miss_rate must be")])
+def test_a_promise_that_nobody_can_keep_is_refused(promises: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LearnConfig(promises=promises)

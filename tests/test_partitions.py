@@ -1,0 +1,206 @@
+"""Running a step over partitions: what is done again, what is skipped, what a failure or a kill leaves."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from winnow import partitions
+from winnow.errors import ShardError, StepFailed
+from winnow.partitions import Outcome, Owner, StageRun, perform, run_step
+from winnow.receipts import Work, list_done, read_receipts
+from winnow.storage import Storage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "run"))
+
+
+def note(storage: Storage, name: str, *, word: str = "a", **unused: Any) -> Outcome:
+    """A step that writes one file, and beside it how often it ran."""
+    runs = int(storage.read_text(f"runs/{name}")) if storage.exists(f"runs/{name}") else 0
+    storage.write_text(f"runs/{name}", str(runs + 1))
+    storage.write_text(f"out/{name}", f"{name} {word}")
+    return Outcome(outputs=(f"out/{name}",), counts={"rows": 2}, facts={"run": runs})
+
+
+def works(*names: str, **arguments: Any) -> list[Work]:
+    return [Work(name=name, inputs={"in": "1"}, arguments=arguments) for name in names]
+
+
+def run(storage: Storage, todo: list[Work], step: Callable[..., Outcome] = note, **settings: Any) -> StageRun:
+    return run_step(step, todo, storage, stage="note", **{"version": 1} | settings)
+
+
+def runs(storage: Storage) -> dict[str, int]:
+    return {name: int(storage.read_text(f"runs/{name}")) for name in storage.names("runs")}
+
+
+def test_every_partition_is_done_once_with_a_receipt(storage: Storage) -> None:
+    result = run(storage, works("b", "a"))
+    assert (result.ran, result.skipped, result.counts) == (2, 0, {"rows": 4})
+    assert [done.partition for done in result.partitions] == ["a", "b"]
+    (first, _) = read_receipts(storage, "note")
+    assert first.outputs == {"out/a": {"sha256": storage.sha256("out/a"), "bytes": 3}}
+    assert (first.counts, first.facts, first.arguments) == ({"rows": 2}, {"run": 0}, {})
+    assert result.outputs == {done.partition: done.output for done in list_done(storage, "note")}
+
+
+def test_what_is_up_to_date_is_skipped_and_still_counted(storage: Storage) -> None:
+    first = run(storage, works("a", "b"))
+    second = run(storage, works("a", "b", "c"))
+    assert (second.ran, second.skipped, second.counts) == (1, 2, {"rows": 6})
+    assert second.partitions[:2] == first.partitions
+    assert runs(storage) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_changed_inputs_settings_or_code_are_done_again(storage: Storage) -> None:
+    run(storage, works("a"))
+    run(storage, [Work(name="a", inputs={"in": "2"})])
+    run(storage, works("a", word="b"))
+    run(storage, works("a", word="b"), version=2)
+    assert runs(storage) == {"a": 4}
+    assert storage.read_text("out/a") == "a b"
+    assert len(list_done(storage, "note")) == 1
+
+
+def test_what_cannot_change_the_result_is_passed_on_and_does_not_count(storage: Storage) -> None:
+    seen: list[Any] = []
+
+    def step(storage: Storage, name: str, **arguments: Any) -> Outcome:
+        seen.append(arguments)
+        return note(storage, name)
+
+    for place in ("here", "there"):
+        run(storage, [Work(name="a", inputs={}, unhashed={"place": place})], step)
+    assert seen == [{"place": "here"}]
+
+
+def test_partitions_no_longer_wanted_are_taken_away_with_their_files(storage: Storage) -> None:
+    run(storage, works("a", "b"))
+    result = run(storage, works("b"))
+    assert (storage.names("out"), [done.partition for done in list_done(storage, "note")]) == (["b"], ["b"])
+    assert result.counts == {"rows": 2}
+    run(storage, works("a"), prune=False)
+    assert storage.names("out") == ["a", "b"]
+
+
+def test_one_failure_fails_the_stage_and_the_others_are_done(storage: Storage) -> None:
+    def step(storage: Storage, name: str, **arguments: Any) -> Outcome:
+        if name == "b":
+            raise ShardError("raw/b.tar is damaged")
+        return note(storage, name)
+
+    with pytest.raises(StepFailed) as caught:
+        run(storage, works("a", "b", "c"), step)
+    assert str(caught.value).startswith("note: 1 of 3 partitions failed, 2 are done. First, b: ShardError: raw/b.tar is damaged\n")
+    assert runs(storage) == {"a": 1, "c": 1}
+    assert run(storage, works("a", "b", "c")).ran == 1
+    assert runs(storage) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_many_failures_in_a_row_stop_the_stage(storage: Storage) -> None:
+    tried: list[str] = []
+
+    def step(storage: Storage, name: str, **arguments: Any) -> Outcome:
+        tried.append(name)
+        raise ShardError("the disk is gone")
+
+    with pytest.raises(StepFailed, match="8 of 50 partitions failed"):
+        run(storage, works(*(f"{number:02d}" for number in range(50))), step)
+    assert len(tried) == partitions.MAX_FAILURES_IN_A_ROW
+
+
+def test_a_mistake_in_the_code_is_not_taken_for_a_failed_partition(storage: Storage) -> None:
+    def step(storage: Storage, name: str, **arguments: Any) -> Outcome:
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError, match="oops"):
+        run(storage, works("a"), step)
+
+
+@pytest.mark.parametrize("moment", ["before any file", "between file and receipt"])
+def test_a_kill_leaves_no_receipt_and_the_redo_gives_the_same(storage: Storage, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(storage, works("a", word="old"))
+    before = run(storage, works("a", word="new")).outputs
+    run(storage, works("a", word="old"))
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if moment == "before any file":
+            run(storage, works("a", word="new"), killed)
+        else:
+            patch.setattr(partitions, "write_receipt", killed)
+            run(storage, works("a", word="new"))
+    # Neither the old receipt (its file may be overwritten) nor a new one.
+    assert list_done(storage, "note") == []
+    assert run(storage, works("a", word="new")).outputs == before
+
+
+# On Ray
+
+
+def dies_once(storage: Storage, name: str, **unused: Any) -> Outcome:
+    """Kills its worker the first time, fails like a disk the second."""
+    tries = len(storage.names(f"tries/{name}"))
+    storage.write_text(f"tries/{name}/{tries}", "")
+    if name == "b" and tries == 0:
+        os._exit(1)
+    if name == "b" and tries == 1:
+        raise OSError("the disk was busy")
+    return note(storage, name)
+
+
+def refuses(storage: Storage, name: str, **unused: Any) -> Outcome:
+    if name == "b":
+        raise ShardError("raw/b.tar is damaged")
+    if name == "c":
+        json.loads("{")
+    return note(storage, name)
+
+
+@pytest.mark.slow
+def test_on_ray_the_result_is_the_same(storage: Storage, tmp_path: Path, ray_cluster: int) -> None:
+    other = Storage(str(tmp_path / "other"))
+    here, there = run(storage, works("a", "b", "c")), run(other, works("a", "b", "c"), workers=ray_cluster)
+    assert (there.outputs, there.counts) == (here.outputs, here.counts)
+    assert [other.read_bytes(f"out/{name}") for name in "abc"] == [storage.read_bytes(f"out/{name}") for name in "abc"]
+
+
+@pytest.mark.slow
+def test_on_ray_a_dead_worker_and_a_busy_disk_are_tried_again(storage: Storage, ray_cluster: int) -> None:
+    result = run(storage, works("a", "b"), dies_once, workers=ray_cluster)
+    assert (result.ran, storage.names("tries/b")) == (2, ["0", "1", "2"])
+
+
+@pytest.mark.slow
+def test_on_ray_failures_are_named_and_the_others_are_done(storage: Storage, ray_cluster: int) -> None:
+    with pytest.raises(StepFailed, match=r"2 of 4 partitions failed, 2 are done\. First, b: ShardError: raw/b\.tar is damaged"):
+        run(storage, works("a", "b", "c", "d"), refuses, workers=ray_cluster)
+    assert sorted(runs(storage)) == ["a", "d"]
+
+
+def test_a_worker_whose_run_has_ended_records_nothing(tmp_path: Path) -> None:
+    def step(storage: Storage, name: str) -> Outcome:
+        storage.write_text(f"out/{name}", "what is left when the server is gone")
+        return Outcome(outputs=(f"out/{name}",))
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    storage, work = Storage(str(tmp_path)), Work(name="00000", inputs={})
+    gone, here = Owner(host=socket.gethostname(), pid=ended.pid), Owner(host=socket.gethostname(), pid=os.getpid())
+    with pytest.raises(StepFailed, match="the run that asked for it has ended; nothing was recorded"):
+        perform(step, storage, "some", 1, "f" * 16, work, [], gone)
+    assert list_done(storage, "some") == []
+    perform(step, storage, "some", 1, "f" * 16, work, [], here)
+    assert [done.partition for done in list_done(storage, "some")] == ["00000"]
+    assert not Owner(host="another-machine", pid=ended.pid).is_gone()

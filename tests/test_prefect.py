@@ -1,0 +1,180 @@
+"""Flows under Prefect: a stage's policy, and the deployments on a real server, with a real worker."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.config import RunConfig
+from tasks.policy import stage_task
+from winnow.errors import NotEnoughLabels, StepFailed
+from winnow.partitions import StageRun
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def prefect_database() -> Iterator[None]:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
+CONFIG = RunConfig(workspace="unused", manifest="unused.yaml")
+DONE = StageRun(stage="some-stage", partitions=(), ran=1, skipped=2, counts={"rows": 30}, seconds=0.1)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_stage_that_failed_for_a_passing_reason_is_tried_again_and_leaves_a_table(
+    prefect_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.artifacts import Artifact
+
+    calls = []
+
+    def stage(config: RunConfig) -> StageRun:
+        calls.append(config)
+        if len(calls) == 1:
+            raise StepFailed("a worker died")
+        return DONE
+
+    work = stage_task(stage, name="some-stage").with_options(retry_delay_seconds=0)
+
+    @flow
+    def once() -> None:
+        work(CONFIG)
+
+    once()
+    assert len(calls) == 2
+    table = Artifact.get("winnow-some-stage")
+    assert table is not None and '"rows": 30' in str(table.data)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_stage_that_lacks_labels_is_not_tried_again(prefect_database: None) -> None:
+    from prefect import flow
+
+    calls = []
+
+    def stage(config: RunConfig) -> StageRun:
+        calls.append(config)
+        raise NotEnoughLabels("label 30 more")
+
+    work = stage_task(stage, name="lacking")
+
+    @flow
+    def once() -> None:
+        work(CONFIG)
+
+    with pytest.raises(NotEnoughLabels, match="label 30 more"):
+        once()
+    assert len(calls) == 1
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server of its own; yields the environment to reach it."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "WINNOW_ROOT": str(ROOT),
+        "WINNOW_WORKSPACE": str(tmp_path / "workspace"),
+        "WINNOW_MANIFEST": str(tmp_path / "manifest.yaml"),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api/health", process)
+        yield environment
+    finally:
+        _stop(process)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        assert process.poll() is None, "the Prefect server ended"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not answer")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and its children, all of which this test started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def test_the_deployments_deploy_and_a_worker_runs_the_nightly_one(server: dict[str, str], tmp_path: Path) -> None:
+    """Everything up to the labels, which nobody has given: the flow must say so, and nothing else."""
+    (tmp_path / "urls.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a dog\nfile:///etc/passwd,a cat\n")
+    (tmp_path / "manifest.yaml").write_text(
+        "name: m\nsources:\n- {name: s, path: urls.csv, licence: CC0-1.0, columns: {url: url, caption: caption}}\n"
+    )
+
+    def prefect(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", *arguments], env=server, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    prefect("work-pool", "create", "local", "--type", "process")
+    prefect("--no-prompt", "deploy", "--all")
+    listed = prefect("deployment", "ls")
+    for name in ("curate/nightly", "train/train", "evaluate/evaluate", "audit/audit", "pipeline/pipeline"):
+        assert name in listed
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"],
+        env=server, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        config = {"workspace": server["WINNOW_WORKSPACE"], "manifest": server["WINNOW_MANIFEST"], "embed": {"model": "demo"}, "workers": 1}
+        run = subprocess.run(
+            [sys.executable, "-m", "prefect", "deployment", "run", "curate/nightly", "--param", f"config={json.dumps(config)}", "--watch"],
+            env=server, cwd=tmp_path, capture_output=True, text=True, timeout=540,
+        )  # fmt: skip
+    finally:
+        _stop(worker)
+    workspace = Path(server["WINNOW_WORKSPACE"])
+    assert list((workspace / "receipts" / "download").iterdir()), run.stdout + run.stderr
+    assert list((workspace / "receipts" / "embed").iterdir())
+    request = urllib.request.Request(
+        f"{server['PREFECT_API_URL']}/flow_runs/filter", data=b"{}", headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        (flow_run,) = json.load(answer)
+    assert flow_run["state"]["name"] == "Failed"
+    assert "NotEnoughLabels" in flow_run["state"]["message"]

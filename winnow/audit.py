@@ -1,0 +1,86 @@
+"""The audit report of a run: `report/index.html` for people, `report/summary.json` with the same numbers for programs.
+
+Gathered from the files of the workspace alone; what has not run stands in it as "not measured".
+"""
+
+import json
+from typing import Any
+
+from winnow.conservation import examine
+from winnow.partitions import Outcome
+from winnow.report.claims import gather_claims
+from winnow.report.counts import gather_counts, gather_stages
+from winnow.report.filters import gather_filter
+from winnow.report.lineage import gather_lineage
+from winnow.report.models import gather_regurgitation, gather_samples, gather_training
+from winnow.report.page import render_page
+from winnow.report.sources import gather_sources
+from winnow.report.words import gather_words
+from winnow.run_files import SUMMARY, decided_partitions, filters_used
+from winnow.storage import Storage
+from winnow.workspace import REPORT
+
+VERSION = 1
+
+
+def write_report(storage: Storage, name: str) -> Outcome:
+    """Writes the report. A step for `run_step`, stage "report"."""
+    summary = summarise(storage)
+    page = render_page(storage, summary)
+    storage.write_text(SUMMARY, json.dumps(summary, sort_keys=True, indent=1) + "\n")
+    storage.write_text(REPORT, page)
+    failed = sum(claim["status"] == "fail" for claim in summary["claims"])
+    return Outcome(outputs=(REPORT, SUMMARY), counts={"claims": len(summary["claims"]), "claims_failed": failed})
+
+
+def summarise(storage: Storage) -> dict[str, Any]:
+    """Every number of the report, recomputed from the files."""
+    found, breaches = examine(storage)
+    counts = gather_counts(storage, found)
+    names = decided_partitions(storage)
+    scored = filters_used(storage)
+    summary: dict[str, Any] = {
+        "counts": counts,
+        "filters": [gather_filter(storage, used, names, counts) for used in scored],
+        "sources": gather_sources(storage, names) if scored else [],
+        "words": gather_words(storage, names, counts["embedded"]) if scored else None,
+        "training": gather_training(storage),
+        "samples": gather_samples(storage),
+        "regurgitation": gather_regurgitation(storage),
+        "stages": gather_stages(storage),
+        "lineage": gather_lineage(storage),
+    }
+    summary["claims"] = gather_claims(summary, breaches)
+    return summary
+
+
+def render_table(summary: dict[str, Any]) -> str:
+    """The end of a run as a table for a terminal."""
+    counts = summary["counts"]
+    lines = [("listed", f"{counts['listed']:,}", f"{counts['duplicates']:,} duplicates left out"), ("failed", f"{counts['failed']:,}", "")]
+    lines += [(f"  {cause}", f"{count:,}", "") for cause, count in counts["failed_by_cause"].items()]
+    lines.append(("dropped", f"{counts['dropped']:,}", ""))
+    lines += [(f"  by {name}", f"{count:,}", "") for name, count in counts["dropped_by_filter"].items()]
+    lines.append(("kept", f"{counts['kept']:,}", ""))
+    lines += [
+        (f"  in {name}", f"{entry['samples']:,}", f"{entry['shards']:,} shards, {entry['bytes']:,} bytes")
+        for name, entry in counts["datasets"].items()
+    ]
+    for entry in summary["filters"]:
+        promise = f"FNR < {entry['max_miss_rate']:.2%}"
+        lines.append(
+            (f"certificate {entry['name']}", promise, f"{entry['confidence']:.0%}, {entry['scope']}, {entry['num_positives']:,} positives")
+        )
+    for entry in summary["training"]:
+        if entry["final_loss"] is not None:
+            lines.append(
+                (f"loss {entry['model']}", f"{entry['final_loss']:.4f}", f"from {entry['first_loss']:.4f}, {entry['steps']:,} steps")
+            )
+    near = summary["regurgitation"]
+    if near is not None:
+        lines.append(("closest sample", f"{near['closest_own']:.4f}", f"CLIP distance to its own training image, of {near['pairs']:,}"))
+    lines += [
+        (f"seconds {entry['stage']}", f"{entry['seconds']:,.1f}", f"{entry['partitions']:,} partitions") for entry in summary["stages"]
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
+    return "\n".join(f"{first:<{widths[0]}}  {second:>{widths[1]}}  {third}".rstrip() for first, second, third in lines)

@@ -1,0 +1,64 @@
+"""Every error a user can meet. Messages say what is wrong, where, and how to go on.
+
+WinnowError
+├── ConfigError         a setting is wrong: nothing has run            (exit code 2)
+│   ├── ManifestError   a manifest or one of its url lists is wrong
+│   └── MissingWeights  weights or a vocabulary are not on this machine
+├── WorkspaceBusy       another run holds the workspace                (exit code 2)
+├── NotEnoughLabels     too few labels to fit, or to prove the promised miss rate
+├── StepFailed          partitions of a stage failed; the others are done
+├── ConservationError   listed = failed + dropped + kept does not hold
+├── ShardError          a tar or its sidecar is damaged
+├── CheckpointError     a checkpoint is damaged or of another shape
+└── VerifyError         a run's files do not match its receipts
+"""
+
+
+class WinnowError(Exception):
+    """Root of the tree: the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(WinnowError, ValueError):
+    """A setting is wrong. A ValueError too, so that Prefect shows the message when it builds a config from a dict."""
+
+    exit_code = 2
+
+
+class ManifestError(ConfigError):
+    """A manifest or one of its url lists is wrong: file, row and cure are named."""
+
+
+class MissingWeights(ConfigError):
+    """Weights or a vocabulary are not here and could not be fetched: says what to fetch and where to put it."""
+
+
+class WorkspaceBusy(WinnowError):
+    """Another run holds the workspace."""
+
+    exit_code = 2
+
+
+class NotEnoughLabels(WinnowError):
+    """Too few labels to fit a filter, or to prove its promised miss rate: the number needed is named."""
+
+
+class StepFailed(WinnowError):
+    """Some partitions of a stage failed. The others are done and stay done; the same command goes on from there."""
+
+
+class ConservationError(WinnowError):
+    """Some listed sample is lost or counted twice: listed = failed + dropped + kept does not hold."""
+
+
+class ShardError(WinnowError):
+    """A tar or its sidecar is damaged: file and member are named."""
+
+
+class CheckpointError(WinnowError):
+    """A checkpoint is damaged or of another shape: the first differing parameter is named."""
+
+
+class VerifyError(WinnowError):
+    """A run's files do not match what its receipts say."""

@@ -1,0 +1,296 @@
+"""Runs a step over partitions: skips what has a receipt, retries, shows progress, and goes on where a killed run stopped.
+
+A step is a plain function `step(storage, name, **arguments) -> Outcome` that reads and writes files of one partition. It
+runs here, in this process (`workers=0`), or on Ray as plain tasks in a bounded window: what passes through Ray is a name
+and a few settings, never rows or images. Besides models/launch.py this is the only module that knows Ray.
+"""
+
+import logging
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from winnow.errors import StepFailed, WinnowError
+from winnow.progress import Progress
+from winnow.receipts import Done, Receipt, Work, forget, list_done, read_receipts, write_receipt
+from winnow.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 8
+"""This many failures with no success between them stop the stage: something common to all partitions is broken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a step did with one partition."""
+
+    outputs: tuple[str, ...]
+    """Relative paths of the files written."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Rows by what became of them: goes into the receipt, the progress line and the report."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the report wants to know (versions, device, precision); JSON-able, never part of a digest."""
+
+
+Step = Callable[..., Outcome]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRun:
+    """What came of a stage: small and JSON-able, so that it can travel through Prefect."""
+
+    stage: str
+    partitions: tuple[Done, ...]
+    """Every partition of the stage, sorted by name, whether done now or before."""
+    ran: int
+    skipped: int
+    counts: dict[str, int]
+    """Sums over all partitions, those done before included."""
+    seconds: float
+    """Wall time of this call."""
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Partition -> output digest: the inputs of the next stage."""
+        return {done.partition: done.output for done in self.partitions}
+
+
+def run_step(
+    step: Step,
+    works: Iterable[Work],
+    storage: Storage,
+    *,
+    stage: str,
+    version: int,
+    workers: int = 0,
+    num_gpus: float = 0.0,
+    retries: int = 2,
+    prune: bool = True,
+) -> StageRun:
+    """Brings every partition of a stage up to date.
+
+    Args:
+        works: one entry a partition, with all that decides whether its output still stands.
+        version: of the step's code; raise it when its output changes for the same inputs.
+        workers: partitions at a time on Ray; 0 runs them here, one after the other.
+        num_gpus: of each worker, on Ray.
+        retries: further tries of a partition whose worker died or met an OSError (Ray only).
+        prune: forget partitions that are no longer among `works`, their files included.
+
+    Raises:
+        StepFailed: some partitions failed; all others were tried and are done.
+    """
+    began = time.monotonic()
+    wanted = {work.name: work for work in works}
+    marks = {name: work.fingerprint(stage, version) for name, work in wanted.items()}
+    held: dict[str, list[Done]] = {}
+    for done in list_done(storage, stage):
+        held.setdefault(done.partition, []).append(done)
+    if prune:
+        _prune(storage, stage, [name for name in held if name not in wanted])
+    finished = {name: done for name, mark in marks.items() for done in held.get(name, []) if done.fingerprint == mark}
+    todo = [name for name in sorted(wanted) if name not in finished]
+
+    failed: dict[str, str] = {}
+    with Progress(stage, total=len(wanted), done=len(finished)) as progress:
+        calls = ((step, storage, stage, version, marks[name], wanted[name], held.get(name, [])) for name in todo)
+        results = _on_ray(calls, progress, workers, num_gpus, retries) if workers and todo else _here(calls)
+        in_a_row = 0
+        for name, receipt in results:
+            if isinstance(receipt, Receipt):
+                finished[name], in_a_row = receipt.done, 0
+                progress.advance(receipt.counts)
+                continue
+            failed[name], in_a_row = receipt, in_a_row + 1
+            progress.advance(failed=True)
+            logger.error("%s of %s failed: %s", stage, name, receipt)
+            if in_a_row >= MAX_FAILURES_IN_A_ROW:
+                break
+    if failed:
+        first = next(iter(sorted(failed.items())))
+        raise StepFailed(
+            f"{stage}: {len(failed)} of {len(wanted)} partitions failed, {len(finished)} are done. First, {first[0]}: {first[1]}\n"
+            "Mend the cause and run the same command again: what is done stays done."
+        )
+    counts: dict[str, int] = {}
+    for receipt in read_receipts(storage, stage, wanted):
+        for key, value in receipt.counts.items():
+            counts[key] = counts.get(key, 0) + value
+    return StageRun(
+        stage=stage,
+        partitions=tuple(finished[name] for name in sorted(finished)),
+        ran=len(todo),
+        skipped=len(wanted) - len(todo),
+        counts=counts,
+        seconds=time.monotonic() - began,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """The process that runs the stage and holds the workspace."""
+
+    host: str
+    pid: int
+
+    def is_gone(self) -> bool:
+        """Whether that process has ended. False on another machine: there Ray ends the workers of a lost driver."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        stat = Path(f"/proc/{self.pid}/stat")
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def perform(
+    step: Step, storage: Storage, stage: str, version: int, fingerprint: str, work: Work, stale: list[Done], owner: Owner | None = None
+) -> Receipt:
+    """One partition, wherever this process is: forget the old receipt, do the work, write the receipt last.
+
+    Raises:
+        StepFailed: the run that asked for it is gone. Its workers live on for seconds; what they find then (a server that
+            ended with the run, a workspace that another run took) must not count.
+    """
+    began = time.monotonic()
+    forget(storage, stage, stale)
+    outcome = step(storage, work.name, **work.arguments, **work.unhashed)
+    if owner is not None and owner.is_gone():
+        raise StepFailed(f"{stage} of {work.name}: the run that asked for it has ended; nothing was recorded")
+    receipt = Receipt(
+        stage=stage,
+        partition=work.name,
+        fingerprint=fingerprint,
+        version=version,
+        inputs=dict(work.inputs),
+        arguments=dict(work.arguments),
+        outputs={path: {"sha256": storage.sha256(path), "bytes": storage.size(path)} for path in sorted(outcome.outputs)},
+        counts=dict(outcome.counts),
+        facts=dict(outcome.facts),
+        seconds=round(time.monotonic() - began, 3),
+    )
+    write_receipt(storage, receipt)
+    return receipt
+
+
+def _prune(storage: Storage, stage: str, gone: list[str]) -> None:
+    for receipt in read_receipts(storage, stage, gone) if gone else []:
+        forget(storage, stage, [receipt.done])
+        for path in receipt.outputs:
+            storage.remove(path)
+
+
+Call = tuple[Step, Storage, str, int, str, Work, list[Done]]
+
+
+def _here(calls: Iterator[Call]) -> Iterator[tuple[str, Receipt | str]]:
+    for call in calls:
+        name = call[5].name
+        try:
+            yield name, perform(*call)
+        except WinnowError as problem:  # as on Ray: this partition fails, the others go on
+            yield name, f"{type(problem).__name__}: {problem}"
+
+
+def _on_ray(calls: Iterator[Call], progress: Progress, workers: int, num_gpus: float, retries: int) -> Iterator[tuple[str, Receipt | str]]:
+    start_ray(workers)
+    import ray
+
+    # A dead worker is retried by max_retries; of a step's own errors only those of disk and network can pass by themselves.
+    remote = ray.remote(perform).options(num_cpus=1, num_gpus=num_gpus, max_retries=retries, retry_exceptions=[OSError])
+    owner = Owner(host=socket.gethostname(), pid=os.getpid())
+    running: dict[Any, str] = {}
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(running) < workers:
+                call = next(calls, None)
+                if call is None:
+                    exhausted = True
+                else:
+                    running[remote.remote(*call, owner)] = call[5].name  # type: ignore[call-arg]  # Ray does not see the default
+            if not running:
+                return
+            for task in ray.wait(list(running), timeout=1.0)[0]:
+                name = running.pop(task)
+                try:
+                    yield name, ray.get(task)
+                except ray.exceptions.RayTaskError as problem:
+                    yield name, _cause(problem)
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError) as problem:
+                    yield name, f"its worker died {retries + 1} times ({type(problem).__name__}); out of memory?"
+            progress.tick()
+    finally:
+        for task in running:
+            ray.cancel(task)
+
+
+def _cause(problem: Any) -> str:
+    """What went wrong in a worker: our own errors by their message alone, others with their last line of code."""
+    cause = problem.cause if isinstance(problem.cause, BaseException) else problem
+    if isinstance(cause, WinnowError):
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip().startswith("File ")]
+    return f"{type(cause).__name__}: {str(cause).splitlines()[-1] if str(cause) else ''} {lines[-1] if lines else ''}".strip()
+
+
+def start_ray(workers: int) -> None:
+    """Starts or joins Ray, once a process: the cluster RAY_ADDRESS names, or a local one for this run alone.
+
+    Called when there is work to do, not before: a run with everything up to date should not pay for it.
+
+    Args:
+        workers: partitions at a time that the local cluster is made for.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this run's own processes connects to it
+    import ray
+
+    if ray.is_initialized():
+        return
+    if address is not None:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        return
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local",  # otherwise Ray joins any cluster that happens to run on this machine
+                include_dashboard=False,
+                num_cpus=workers + 1,  # Ray Train's controller needs one beside its workers
+                object_store_memory=256 * 1024 * 1024,  # only names and settings travel through it
+                runtime_env=_runtime_env(),
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+            return
+        except Exception as problem:
+            # Ray gives its node 30 s to come up, fixed, and says so by a bare Exception; a busy machine needs longer.
+            if "timed out during startup" not in str(problem) or not tries_left:
+                raise
+            logger.warning("Ray did not start within 30 s, the machine is busy; trying again")
+            ray.shutdown()
+
+
+def _runtime_env() -> dict[str, str] | None:
+    """Ray starts workers that have an environment of their own (those of Ray Train) through a shell, without quoting the
+    interpreter's path: a folder with a space in its name needs the quotes from us."""
+    quoted = shlex.quote(sys.executable)
+    return {"py_executable": quoted} if quoted != sys.executable else None
+
+
+def stop_ray() -> None:
+    """Leaves Ray; a local cluster ends. Nothing happens if it was never started."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

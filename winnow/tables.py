@@ -1,0 +1,29 @@
+"""Parquet files with the same bytes for the same rows."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from winnow.errors import ShardError
+from winnow.storage import Storage
+
+
+def write_table(storage: Storage, path: str, table: pa.Table) -> None:
+    """Writes a table whole. The bytes depend on rows and schema alone: nothing of pandas, machine or time goes in."""
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd", row_group_size=64 * 1024, store_schema=False)
+    storage.write_bytes(path, sink.getvalue())
+
+
+def read_table(storage: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
+    """Reads a table (of these columns only). Raises ShardError naming the file if it is damaged."""
+    try:
+        with storage.open(path) as stream:
+            return pq.read_table(stream, columns=columns)
+    except (pa.ArrowInvalid, OSError) as problem:
+        if isinstance(problem, FileNotFoundError):
+            raise
+        raise ShardError(
+            f"{storage.url}/{path} cannot be read as parquet: {problem}. Remove it and its receipt, and run again."
+        ) from problem
