@@ -33,7 +33,7 @@ for module in sys.argv[1:]:
 from models.catalog import MODELS
 from models.sampling import guided_denoiser, sample_loop
 from models.text import Captions, empty_captions
-from models.training import batch_loss
+from models.batch_loss import batch_loss
 
 spec = MODELS["tiny-base"]
 model = spec.build()

@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from models.batch_loss import gather_rows
 from models.catalog import MODELS
 from models.objectives import contrastive_loss
-from models.training import gather_rows
 
 NAMES = ("tiny-base", "tiny-noised-clip")
 
