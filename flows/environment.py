@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from flows.leftovers import end_orphaned_servers, mark_driver
 from winnow.workspace import open_workspace
 
 
@@ -20,6 +21,8 @@ def prepare(workspace: str) -> None:
     if "://" not in workspace:
         # Two servers on one home end in "database is locked": each workspace has its own, and only one run at a time.
         os.environ.setdefault("PREFECT_HOME", os.path.join(os.path.abspath(workspace), ".prefect"))
+        end_orphaned_servers(os.environ["PREFECT_HOME"])
+    mark_driver()
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
