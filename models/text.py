@@ -1,6 +1,6 @@
 """The caption side of GLIDE: captions to padded tokens, tokens to what the UNet attends to (arXiv:2112.10741, section 2.3).
 
-Parameter names and shapes equal the released checkpoints'. The tokens themselves come from models/tokenizers.py.
+Parameter names and shapes equal the released checkpoints'. The tokens themselves come from models/glide_bpe.py and models/tokenizers.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizers import clip_tokenizer
-from winnow.errors import ConfigError, MissingWeights
+from models.glide_bpe import glide_bpe
+from models.tokenizers import clip_tokens
+from winnow.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,21 +63,22 @@ def clip_captions(
         num_merges: merges to take of CLIP's list; fewer make a smaller vocabulary. None takes all.
         empty_is_padding: an empty caption becomes padding only, as GLIDE's classifier-free guidance has it; CLIP itself keeps [start, end].
     """
-    tokens = torch.as_tensor(clip_tokenizer(num_merges, context_length)(list(captions)), dtype=torch.long)
-    # The end token has the highest id of all, so argmax finds it even where the padding id 0 is a token, too.
-    last = tokens.argmax(dim=1)
-    mask = torch.arange(context_length)[None] <= last[:, None]
+    tokens, lengths = clip_tokens(captions, context_length, num_merges)
+    mask = torch.arange(context_length)[None] < lengths[:, None]
     if empty_is_padding:
         mask &= torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool)[:, None]
     return Captions(torch.where(mask, tokens, 0), mask)
 
 
 def glide_captions(captions: Sequence[str], context_length: int) -> Captions:
-    """GLIDE's own BPE, which the released diffusion models were trained with. Its vocabulary is not part of this project."""
-    raise MissingWeights(
-        "this model reads GLIDE's own BPE vocabulary (encoder.json.gz and vocab.bpe.gz of openai/glide-text2im), which is not "
-        "part of Winnow: pass tokens and mask yourself, or give the model's spec in models/catalog.py another tokenizer"
-    )
+    """GLIDE's own BPE, which the released diffusion models were trained with: no start or end token; only "" is the empty caption.
+
+    Its vocabulary is fetched at first use, see models/glide_bpe.py. Raises MissingWeights, which says how to get it, if it cannot be.
+    """
+    bpe = glide_bpe()
+    rows = [bpe.padded(caption, context_length) for caption in captions]
+    tokens = torch.tensor([tokens for tokens, _ in rows], dtype=torch.long).view(len(rows), context_length)
+    return Captions(tokens, torch.tensor([mask for _, mask in rows], dtype=torch.bool).view(len(rows), context_length))
 
 
 def empty_captions(count: int, context_length: int) -> Captions:
