@@ -7,7 +7,7 @@ that sees image and caption in one softmax.
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class UNetConfig:
     """Sees a known image and its mask beside x_t."""
     upsample: bool = False
     """Sees a small image, enlarged, beside x_t."""
+    enlarge: Literal["bilinear", "bicubic"] = "bilinear"
+    """How an upsampler enlarges. The released code and weights use bilinear, GLIDE's text (section 2.1) says bicubic."""
 
     def __post_init__(self) -> None:
         smallest = 2 ** (len(self.channel_mult) - 1)
@@ -43,6 +45,8 @@ class UNetConfig:
             raise ConfigError(f"UNetConfig: image_size_px {self.image_size_px} cannot be halved {len(self.channel_mult) - 1} times")
         if self.model_channels % 32:
             raise ConfigError(f"UNetConfig: model_channels {self.model_channels} is not a multiple of 32, the number of norm groups")
+        if self.enlarge not in ("bilinear", "bicubic"):
+            raise ConfigError(f"UNetConfig: enlarge must be bilinear or bicubic, got {self.enlarge!r}")
 
     @property
     def in_channels(self) -> int:
@@ -244,8 +248,7 @@ class UNet(TextEncoder):
         if self.config.upsample:
             if low_res is None:
                 raise ConfigError("an upsampler needs low_res, the small image that it is to enlarge")
-            # Departs from GLIDE's text, which says bicubic: the released code and weights use bilinear.
-            beside.append(F.interpolate(low_res, size=x_t.shape[-2:], mode="bilinear", align_corners=False))
+            beside.append(F.interpolate(low_res, size=x_t.shape[-2:], mode=self.config.enlarge, align_corners=False))
         return beside
 
 
