@@ -22,8 +22,9 @@ install: .venv/.installed
 demo: install
 	@$(BIN)/python -m flows.cli demo
 
+# Two processes: one has the tests that start Ray or Prefect (tests/conftest.py).
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
 
 check: install
 	$(BIN)/python -m ruff check .

@@ -16,10 +16,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need one; those marked `network` run when WINNOW_TEST_NETWORK is set."""
+    """Tests marked `gpu` need one; those marked `network` run when WINNOW_TEST_NETWORK is set.
+
+    Where two processes run the tests, one of them has all that starts a cluster or a server, so that there is one of each;
+    of the others a file stays together, for its fixtures.
+    """
     import torch
 
+    slow_files = {item.path for item in items if item.get_closest_marker("slow") or "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if item.path in slow_files else item.path.name))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("network") and not os.environ.get("WINNOW_TEST_NETWORK"):
