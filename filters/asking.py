@@ -135,7 +135,7 @@ def images_to_label(
 
 
 def _drawn_at_random(store: LabelStore, name: str) -> frozenset[str]:
-    return frozenset(uid for uid, origins in store.asked(name).items() if "random" in origins)
+    return frozenset(uid for uid, origins in store.drawn(name).items() if "random" in origins)
 
 
 def _nearest_to_text(
@@ -143,7 +143,7 @@ def _nearest_to_text(
 ) -> dict[str, list[str]]:
     if missing := sorted(set(counts) - set(text_vectors)):
         raise ConfigError(f"{missing[0]} has no text vectors to search by; give them, or set text_search_labels to 0")
-    return search_by_text(storage, partitions, text_vectors, counts, leave_out={name: store.asked(name).keys() for name in counts})
+    return search_by_text(storage, partitions, text_vectors, counts, leave_out={name: store.drawn(name).keys() for name in counts})
 
 
 def _nearest_to_boundary(
@@ -158,7 +158,7 @@ def _nearest_to_boundary(
         lambda features: np.abs(scorer.scores(features) - levels),
         names,
         POOL * max(counts.values()),
-        leave_out={name: store.asked(name).keys() for name in names},
+        leave_out={name: store.drawn(name).keys() for name in names},
     )
     chosen = {}
     for name, (uids, distances, features) in pools.items():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from filters.labels import as_label, key_column, listed_uids, read_label_file
+from filters.label_files import as_label, key_column, listed_uids, read_label_file
 from winnow.errors import ConfigError
 from winnow.storage import Storage
 

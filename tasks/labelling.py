@@ -5,7 +5,8 @@ from pathlib import Path
 
 from filters.asking import images_to_label
 from filters.catalog import FILTERS
-from filters.labels import LabelStore, import_labels
+from filters.label_files import import_labels
+from filters.labels import LabelStore
 from filters.learning import current_runs
 from models.clip_embedder import resolve_weights
 from tasks import upstream

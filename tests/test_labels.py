@@ -8,8 +8,9 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
+from filters.label_files import import_labels
 from filters.labellers import TableLabeller
-from filters.labels import MIGRATIONS, Label, LabelStore, import_labels
+from filters.labels import MIGRATIONS, Label, LabelStore
 from tests.filter_world import make_world, url_of
 from winnow.errors import ConfigError
 

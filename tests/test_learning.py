@@ -12,8 +12,9 @@ from filters import asking, catalog, learning
 from filters.asking import images_to_label
 from filters.catalog import FILTERS
 from filters.decision_values import Scorer
+from filters.label_files import import_labels
 from filters.labellers import TableLabeller
-from filters.labels import LabelStore, import_labels
+from filters.labels import LabelStore
 from filters.learning import LabelPlan, LearnConfig, current_runs, learn_filters
 from filters.scoring import filters_used, score_partition
 from filters.search import find_features
