@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.weights_cli import weights
+
 if TYPE_CHECKING:
     from tasks.config import RunConfig
     from winnow.partitions import StageRun
@@ -221,6 +223,9 @@ def verify(workspace: str) -> None:
     click.echo(render(findings))
     if not findings.ok:
         sys.exit(1)
+
+
+cli.add_command(weights)
 
 
 def _settled(path: str) -> "RunConfig":

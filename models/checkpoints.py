@@ -1,7 +1,7 @@
 """Checkpoints: folders `step-NNNNNN` that are whole or absent, and reading weights of ours or of the released files.
 
 A checkpoint holds `model`, `ema` and `optimizer` as safetensors, and `state.json`. It is written under a temporary name and
-renamed: a folder that has its final name is complete. No pickle is loaded: `.pt` files are read with weights_only.
+renamed: a folder that has its final name is complete. Files of tensors are read by models/weight_files.py: no pickle is loaded.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.catalog import ModelSpec
+from models.weight_files import flush, read_tensors
 from winnow.digests import sha256_of
 from winnow.errors import CheckpointError
 
@@ -64,11 +65,11 @@ def save_checkpoint(folder: str | os.PathLike[str], step: int, checkpoint: Check
         )
     (temporary / STATE).write_text(json.dumps(checkpoint.state, sort_keys=True, indent=1) + "\n")
     for file in (*temporary.iterdir(), temporary):
-        _flush(file)
+        flush(file)
     if final.exists():
         remove_checkpoint(final)
     os.replace(temporary, final)
-    _flush(parent)
+    flush(parent)
     return final
 
 
@@ -104,31 +105,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model, ema, optimizer, read_state(path))
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pt file that holds tensors and nothing else."""
-    import pickle
-
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not there; give a checkpoint folder (step-NNNNNN), a .safetensors file or a .pt file")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as problem:
-            raise CheckpointError(f"{path} is damaged ({problem}); remove its folder to go on from the checkpoint before it") from problem
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
-        raise CheckpointError(f"{path} is not a file of tensors alone, or is damaged: {str(problem).splitlines()[0]}") from problem
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds something else than named tensors")
-    return content
-
-
-def load_weights(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], spec: ModelSpec) -> nn.Module:
+def load_weights(path: "WeightsPath", spec: ModelSpec) -> nn.Module:
     """A model with its weights, on the CPU and ready to sample from.
 
     Args:
@@ -137,13 +114,30 @@ def load_weights(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     Raises:
         CheckpointError: names the first parameter, in alphabetical order, that is missing, left over or of another shape.
     """
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    weights: dict[str, Tensor] = {}
-    for one in paths:
-        weights.update(_under_towers(read_tensors(_weights_file(one))))
     model = spec.build()
-    put_weights(model, weights, f"{', '.join(map(str, paths))} is not a {spec.name}")
+    put_weights(model, read_weights(path), f"{told(path)} is not a {spec.name}")
     return model.eval()
+
+
+WeightsPath = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A checkpoint folder, a file, or the two files of a released noised CLIP."""
+
+
+def read_weights(path: WeightsPath) -> dict[str, Tensor]:
+    """Named tensors of a checkpoint folder (its `ema`) or a file; the two files of a released noised CLIP are put together."""
+    weights: dict[str, Tensor] = {}
+    for one in _each(path):
+        weights.update(_under_towers(read_tensors(_weights_file(one))))
+    return weights
+
+
+def told(path: WeightsPath) -> str:
+    """For messages."""
+    return ", ".join(map(str, _each(path)))
+
+
+def _each(path: WeightsPath) -> list[str | os.PathLike[str]]:
+    return [path] if isinstance(path, (str, os.PathLike)) else list(path)
 
 
 def weights_digest(path: str | os.PathLike[str] | None) -> str:
@@ -163,20 +157,24 @@ def _weights_file(path: str | os.PathLike[str]) -> Path:
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], complaint: str) -> None:
-    """Copies weights into a model, after checking names and shapes."""
+    """Copies weights into a model, after checking names and shapes. Weights of any precision become those of the model."""
+    if what := first_difference(model, weights):
+        raise CheckpointError(f"{complaint}: {what}. Name the model that the weights were made for (models/catalog.py)")
+    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
+
+
+def first_difference(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """In words, the first parameter, in alphabetical order, that is missing, left over or of another shape; empty if all are right."""
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            what = (
-                f"{name} is missing"
-                if name not in found
-                else f"{name} does not belong to it"
-                if name not in expected
-                else f"{name} is {list(found[name])} where {list(expected[name])} is expected"
-            )
-            raise CheckpointError(f"{complaint}: {what}. Name the model that the weights were made for (models/catalog.py)")
-    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in weights.items()})
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} does not belong to it"
+        if expected[name] != found[name]:
+            return f"{name} is {list(found[name])} where {list(expected[name])} is expected"
+    return ""
 
 
 def _under_towers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -185,11 +183,3 @@ def _under_towers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if sign in weights:
             return {f"{tower}.{name}": tensor for name, tensor in weights.items()}
     return weights
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
