@@ -1,4 +1,4 @@
-"""The diffusion process: noise schedules, q(x_t | x_0), and one step back by DDPM or DDIM with a learned variance.
+"""The diffusion process: noise schedules, q(x_t | x_0), and one step back (or forth) by DDPM or DDIM with a learned variance.
 
 After Improved DDPM (arXiv:2102.09672), as GLIDE uses it. Tables are float64 and cast to the image's dtype on lookup. Images are
 NCHW in [-1, 1]; `t` is (batch,) int64, an index into the schedule's own steps; `schedule.timesteps[t]` is what a network is told.
@@ -68,6 +68,10 @@ class Schedule:
     @cached_property
     def posterior_mean_coef2(self) -> np.ndarray:
         return (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+
+    def first(self, count: int) -> "Schedule":
+        """The `count` least noisy steps alone: what is left to do for an image that is noised only so far (SDEdit)."""
+        return Schedule(self.betas[:count], self.timesteps[:count])
 
     def model_timesteps(self, t: Tensor) -> Tensor:
         """What a network is told at the schedule's own steps `t`."""
@@ -187,14 +191,30 @@ def ddim_step(
         eta: 0 is deterministic; 1 has as much noise as DDPM.
         gradient: of a classifier's log probability with respect to x_t; eps moves against it (arXiv:2105.05233, algorithm 2).
     """
-    x_0 = prediction.x_0
-    # eps is taken from the clipped x_0, so that it agrees with it.
-    eps = eps_from_x_0(schedule, x_t, t, x_0)
-    if gradient is not None:
-        eps = eps - at(np.sqrt(1 - schedule.alphas_cumprod), t, x_t) * gradient
-        x_0 = x_0_from_eps(schedule, x_t, t, eps)
-        eps = eps_from_x_0(schedule, x_t, t, x_0)
+    x_0, eps = guided_x_0(schedule, prediction.x_0, x_t, t, gradient)
     alpha_bar, alpha_bar_prev = at(schedule.alphas_cumprod, t, x_t), at(schedule.alphas_cumprod_prev, t, x_t)
     sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar)).sqrt() * (1 - alpha_bar / alpha_bar_prev).sqrt()
     mean = x_0 * alpha_bar_prev.sqrt() + (1 - alpha_bar_prev - sigma**2).sqrt() * eps
     return mean + _unless_last(t, mean) * sigma * noise if eta else mean
+
+
+def ddim_reverse_step(schedule: Schedule, prediction: Prediction, x_t: Tensor, t: Tensor, *, gradient: Tensor | None = None) -> Tensor:
+    """x_{t+1}: DDIM's step with eta 0 run backwards, by which an image is encoded as noise (arXiv:2010.02502, section 4.3).
+
+    Args:
+        t: the last step has none after it: the tables say alpha_bar = 0 there, and x_{t+1} is eps alone.
+    """
+    x_0, eps = guided_x_0(schedule, prediction.x_0, x_t, t, gradient)
+    alpha_bar_next = at(schedule.alphas_cumprod_next, t, x_t)
+    return x_0 * alpha_bar_next.sqrt() + (1 - alpha_bar_next).sqrt() * eps
+
+
+def guided_x_0(schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, gradient: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The predicted x_0 and the eps that agrees with it, both moved along a gradient (arXiv:2105.05233, algorithm 2)."""
+    # eps is taken from the clipped x_0, so that it agrees with it.
+    eps = eps_from_x_0(schedule, x_t, t, x_0)
+    if gradient is None:
+        return x_0, eps
+    eps = eps - at(np.sqrt(1 - schedule.alphas_cumprod), t, x_t) * gradient
+    x_0 = x_0_from_eps(schedule, x_t, t, eps)
+    return x_0, eps_from_x_0(schedule, x_t, t, x_0)

@@ -1,15 +1,68 @@
-"""Pushing samples towards a caption: classifier-free guidance, and guidance by a noised CLIP (arXiv:2112.10741, sections 2.2 to 2.4)."""
+"""Pushing samples towards a caption: classifier-free guidance, and guidance by a noised CLIP (arXiv:2112.10741, sections 2.2 to 2.4).
 
-from collections.abc import Callable
+Guidance by a CLIP that has never seen noise is in models/clip_guidance.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from models.catalog import ModelSpec
+from models.diffusion import Schedule
 from models.noised_clip import LOGIT_SCALE, NoisedClip
 from models.text import Captions
+from winnow.errors import ConfigError
 
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""x_t and timesteps (batch,) of the whole process, to a network's output (batch, 6, height, width)."""
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """x_t (batch, 3, height, width) and timesteps (batch,) of the whole process, to a direction in x_t's shape."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guided:
+    """A batch of samples, as far as a guide needs to know it."""
+
+    captions: Sequence[str]
+    seeds: Sequence[int]
+    """For guides that draw at random: one an image, so that an image does not depend on its batch."""
+    denoise: Denoise
+    schedule: Schedule
+    """The whole process, whose steps are the timesteps that a gradient is told."""
+    device: torch.device
+
+
+class Guide(Protocol):
+    """What pushes samples along a gradient."""
+
+    def gradient(self, batch: Guided) -> Gradient: ...
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raises ConfigError if samples of this model cannot be guided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipGuide:
+    """A noised CLIP that pushes samples towards their captions."""
+
+    model: NoisedClip
+    spec: ModelSpec
+    scale: float
+    """Of the gradient; GLIDE takes 2 to 3."""
+
+    def gradient(self, batch: Guided) -> Gradient:
+        clip = self.model.to(batch.device).eval()
+        return clip_guidance(clip, self.spec.tokenizer(batch.captions, self.spec.context_length).to(batch.device), scale=self.scale)
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.image_size_px != self.spec.image_size_px:
+            raise ConfigError(
+                f"{self.spec.name} sees images of {self.spec.image_size_px} px and cannot guide {spec.name}, "
+                f"which makes {spec.image_size_px} px"
+            )
 
 
 def classifier_free_guidance(eps_text: Tensor, eps_empty: Tensor, *, scale: float) -> Tensor:
@@ -41,7 +94,9 @@ def clip_guidance(clip: NoisedClip, captions: Captions, *, scale: float) -> Grad
     def gradient(x_t: Tensor, timesteps: Tensor) -> Tensor:
         with torch.enable_grad():
             x = x_t.detach().requires_grad_(True)
-            logits = torch.tensor(LOGIT_SCALE).exp() * (clip.embed_images(x, timesteps) * z_text).sum()
+            # PLMS asks between two steps; a noised CLIP knows whole ones only.
+            z_image = clip.embed_images(x, timesteps.round().long())
+            logits = torch.tensor(LOGIT_SCALE).exp() * (z_image * z_text).sum()
             return torch.autograd.grad(logits, x)[0] * scale
 
     return gradient

@@ -1,20 +1,13 @@
-"""Which of the process's steps a sampler visits, as GLIDE writes it: '100', 'ddim50', 'fast27', '10,10,3,2,2'."""
+"""Which of the process's steps a sampler visits, as GLIDE writes it: '100', 'ddim50', 'fast27', '10,10,3,2,2'; and ours, 'snr25'."""
 
-from dataclasses import dataclass
+import numpy as np
 
 from winnow.errors import ConfigError
 
 FAST27 = "fast27"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """How to sample: which steps, and by which rule."""
-
-    kept: tuple[int, ...]
-    """Steps of the whole process, ascending."""
-    ddim: bool
-    """DDIM with eta 0; otherwise DDPM."""
+BY_SNR = "snr"
+NOISIEST = -5.1
+"""log(alpha / sigma) from where 'snrN' begins: the end of the linear schedule, and a sigma of 164 times alpha."""
 
 
 def kept_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
@@ -34,13 +27,25 @@ def kept_timesteps(num_timesteps: int, respacing: str) -> tuple[int, ...]:
         return (*kept[:-1], num_timesteps - 3)
     counts = respacing.split(",")
     if not all(count.strip().isdigit() for count in counts):
-        raise ConfigError(f"steps {respacing!r} is not understood: write '100', 'ddim50', 'fast27' or '10,10,3,2,2'")
+        raise ConfigError(f"steps {respacing!r} is not understood: write '100', 'ddim50', 'fast27', '10,10,3,2,2' or 'snr25'")
     return _sections(num_timesteps, respacing, [int(count) for count in counts])
 
 
-def parse_steps(steps: str, num_timesteps: int = 1000) -> Steps:
-    """A sampler's setting: 'ddimN' and 'fast27' are sampled by DDIM, everything else by DDPM."""
-    return Steps(kept=kept_timesteps(num_timesteps, steps), ddim=steps.startswith("ddim") or steps == FAST27)
+def kept_by_snr(alphas_cumprod: np.ndarray, respacing: str) -> tuple[int, ...]:
+    """Steps that are visited, ascending, for 'snrN': N whose log signal-to-noise ratio is evenly spread, as solvers of higher order want it
+    (arXiv:2206.00927, section 3.3 and appendix). Fewer where neighbours fall on the same step.
+
+    Ours, not GLIDE's: the cosine schedule's last steps are left out, which are hardly more than noise and would take half of all steps.
+    """
+    count = respacing.removeprefix(BY_SNR)
+    if not count.isdigit() or not 1 <= int(count) <= len(alphas_cumprod):
+        raise ConfigError(f"steps {respacing!r}: write a count between 1 and {len(alphas_cumprod)} after 'snr', as in 'snr25'")
+    log_snr = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    wanted = np.linspace(log_snr[0], max(log_snr[-1], NOISIEST), int(count))
+    if len(wanted) == 1:
+        wanted = np.array([max(log_snr[-1], NOISIEST)])
+    nearest = np.interp(-wanted, -log_snr, np.arange(len(log_snr))).round().astype(int)
+    return tuple(sorted({int(step) for step in nearest}))
 
 
 def _strided(num_timesteps: int, respacing: str) -> tuple[int, ...]:
@@ -55,6 +60,10 @@ def _strided(num_timesteps: int, respacing: str) -> tuple[int, ...]:
 
 
 def _sections(num_timesteps: int, respacing: str, counts: list[int]) -> tuple[int, ...]:
+    if sum(counts) > num_timesteps:
+        raise ConfigError(
+            f"steps {respacing!r}: the process has {num_timesteps} steps, so that at most {num_timesteps} can be visited, not {sum(counts)}"
+        )
     size, extra = divmod(num_timesteps, len(counts))
     kept: list[int] = []
     start = 0

@@ -119,6 +119,7 @@ def sample_chunk(
         seeds=[int(prompt["seed"]) for prompt in prompts],
         steps=steps,
         guidance_scale=guidance_scale,
+        batch_size=len(prompts),
         device=device,
     )
     for prompt, image in zip(prompts, pixels.cpu().numpy(), strict=True):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import Schedule, ddim_step, ddpm_step, make_schedule, predict, q_sample
+from models.diffusion import Schedule, ddim_reverse_step, ddim_step, ddpm_step, make_schedule, predict, q_sample
 from models.objectives import discretized_log_likelihood, hybrid_loss, normal_kl
-from models.respacing import kept_timesteps, parse_steps
+from models.respacing import kept_timesteps
 from models.unet import UNet
 from winnow.errors import ConfigError
 
@@ -71,10 +71,6 @@ def test_fast27_visits_the_released_steps():
     assert list(kept_timesteps(1000, "fast27")) == expected
 
 
-def test_ddim_and_fast27_are_sampled_by_ddim_and_all_else_by_ddpm():
-    assert [parse_steps(steps).ddim for steps in ("ddim20", "fast27", "100", "10,10,3,2,2", "")] == [True, True, False, False, False]
-
-
 @pytest.mark.parametrize("steps", ["ddim999", "ddim0", "ddim", "0", "2000", "-3", "fast28", "10,x", "1.5", "600,600"])
 def test_steps_that_cannot_be_are_refused_by_name(steps):
     with pytest.raises(ConfigError, match=f"steps '{steps}'"):
@@ -128,6 +124,22 @@ def test_a_step_back_equals_the_released_codes(step, variant):
     for eta in (0, 1):
         found = ddim_step(step.schedule, prediction, step.x, step.t, step.noise, eta=float(eta), gradient=gradient)
         torch.testing.assert_close(found, step[f"ddim{eta}/{variant}"], **CLOSE)
+
+
+def test_a_step_of_ddim_backwards_equals_the_released_codes(step):
+    # The last step has no next one; in its place the vectors hold the one before it, with the same network output.
+    t = step.t.clamp(max=len(step.schedule) - 2)
+    found = ddim_reverse_step(step.schedule, predict(step.schedule, step.output, step.x, t), step.x, t)
+    torch.testing.assert_close(found, step["ddim_reverse"], **CLOSE)
+
+
+def test_ddim_backwards_from_the_last_step_is_the_noise_alone():
+    # What the released code returns there, too: its tables say alpha_bar = 0 after the last step.
+    schedule = make_schedule("squaredcos_cap_v2").respaced(kept_timesteps(1000, "10"))
+    x_t, output = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 6, 4, 4)
+    prediction = predict(schedule, output, x_t, torch.tensor([9]))
+    found = ddim_reverse_step(schedule, prediction, x_t, torch.tensor([9]))
+    torch.testing.assert_close(found, x_t - 2.43e-9**0.5 * prediction.x_0, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", UNET_KINDS)
@@ -186,6 +198,12 @@ def test_ddim_finds_the_image_again_when_the_noise_is_known():
         prediction = predict(schedule, torch.cat([noise, torch.zeros_like(noise)], dim=1), x_t, t)
         x_t = ddim_step(schedule, prediction, x_t, t, torch.zeros_like(x_t))
     torch.testing.assert_close(x_t, x_0, atol=1e-4, rtol=0)
+
+
+def test_more_steps_than_the_process_has_are_refused_in_words():
+    with pytest.raises(ConfigError, match="steps '1001': the process has 1000 steps, so that at most 1000 can be visited, not 1001"):
+        kept_timesteps(1000, "1001")
+    assert kept_timesteps(1000, "1000") == tuple(range(1000))
 
 
 def test_kl_of_a_normal_from_itself_is_zero_and_grows_with_the_distance():

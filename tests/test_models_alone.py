@@ -47,7 +47,7 @@ optimizer.step()
 with torch.no_grad():
     denoise = guided_denoiser(model.eval(), model.encode_text(*captions), model.encode_text(*empty_captions(1, 24)), scale=3.0)
     schedule = spec.schedule().respaced([500])
-    sample = sample_loop(denoise, schedule, torch.randn(2, 3, 32, 32), generators=[generator, generator], ddim=True)
+    sample = sample_loop(denoise, schedule, torch.randn(2, 3, 32, 32), generators=[generator, generator], sampler="ddim")
 assert sample.shape == (2, 3, 32, 32) and sample.isfinite().all()
 try:
     import PIL

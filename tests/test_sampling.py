@@ -1,83 +1,63 @@
-"""Whole loops equal the released code's; a sample follows from its prompt and seed alone."""
+"""A sample follows from its prompt and seed alone, under every sampler; guidance pushes it; wrong settings are refused."""
 
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.catalog import MODELS, ModelSpec, diffusion_model
-from models.diffusion import make_schedule
-from models.guidance import classifier_free_guidance, guided_output
-from models.respacing import kept_timesteps
-from models.sampling import ClipGuide, draw_noise, guided_denoiser, sample_images, sample_loop
-from models.text import Captions, empty_captions
+from models.catalog import MODELS, ModelSpec
+from models.guidance import ClipGuide, classifier_free_guidance, guided_output
+from models.samplers import SAMPLERS
+from models.sampling import SampleSettings, draw_samples, guided_denoiser, num_cut_tokens, sample_images
+from models.solvers import draw_noise
 from models.unet import UNet
 from winnow.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from parity import load_vectors, unet_config, weights
+from parity import letters, small_model, small_spec
 
-
-def letters(captions, context_length: int) -> Captions:
-    """A tokenizer for these tests: a token a letter."""
-    tokens, mask = empty_captions(len(captions), context_length)
-    for row, caption in enumerate(captions):
-        codes = [1 + ord(letter) % 300 for letter in caption[:context_length]]
-        tokens[row, : len(codes)] = torch.tensor(codes, dtype=torch.long)
-        mask[row, : len(codes)] = True
-    return Captions(tokens, mask)
+PROMPTS = ["a red barn", "two boats", "a hill", "a tree at night", "rain", "", "a dog"]
 
 
 @pytest.fixture(scope="module")
 def spec() -> ModelSpec:
-    return diffusion_model("for-tests", unet_config("base"), letters)
+    return small_spec()
 
 
 @pytest.fixture(scope="module")
 def model(spec: ModelSpec) -> UNet:
-    """Not trained, but with weights in its zero-initialised layers, so that prompts and timesteps matter."""
-    torch.manual_seed(0)
-    unet = spec.build()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
-    return unet.eval()
+    return small_model(spec)
 
 
-@pytest.mark.parametrize(("loop", "respacing"), [("ddpm8", "8"), ("ddim5", "ddim5")])
-def test_a_whole_guided_loop_equals_the_released_codes(monkeypatch, loop, respacing):
-    vectors, base = load_vectors("diffusion"), load_vectors("base")
-    unet = UNet(unet_config("base")).eval()
-    unet.load_state_dict(weights(base))
-    noises = iter(vectors[f"loop/{loop}/noises"]) if f"loop/{loop}/noises" in vectors else pytest.skip("the selection has no loops")
-    monkeypatch.setattr("models.sampling.draw_noise", lambda generators, shape: next(noises)[None])
-    with torch.no_grad():
-        text, empty = unet.encode_text(base["in/tokens"][:1], base["in/mask"][:1]), unet.encode_text(*empty_captions(1, 16))
-        found = sample_loop(
-            guided_denoiser(unet, text, empty, scale=3.0),
-            make_schedule("squaredcos_cap_v2").respaced(kept_timesteps(1000, respacing)),
-            vectors[f"loop/{loop}/xT"],
-            generators=[],
-            ddim=loop.startswith("ddim"),
-        )
-    torch.testing.assert_close(found, vectors[f"loop/{loop}/sample"], atol=5e-4, rtol=0)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sample_is_the_same_alone_and_among_others(spec, model, sampler):
+    settings = SampleSettings(sampler=sampler, steps="5", eta=0.5 if sampler == "ddim" else 0.0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def drawn(rows: list[int]) -> torch.Tensor:
+        return draw_samples(model, spec, [PROMPTS[row] for row in rows], seeds=[row + 10 for row in rows], settings=settings, device=device)
+
+    alone = drawn([3])[0]
+    for others in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 3, 1]):
+        assert (drawn(others)[others.index(3)] - alone).abs().max() <= 1e-5 * max(1, alone.abs().max().item())
 
 
-@pytest.mark.parametrize("steps", ["ddim5", "10"])
-def test_a_sample_does_not_depend_on_its_batch(spec, model, steps):
-    prompts, seeds = ["a red barn", "two boats", "a hill", "a tree at night", "rain"], [3, 1, 4, 1, 5]
-    together = sample_images(model, spec, prompts, seeds=seeds, steps=steps, batch_size=5)
-    apart = sample_images(model, spec, prompts[::-1], seeds=seeds[::-1], steps=steps, batch_size=2).flip(0)
-    # Sums are rounded differently in another batch, which an untrained network makes more of: a few of 255, not another image.
-    assert (together.int() - apart.int()).abs().max() <= 3
-    assert (together[1].int() - together[3].int()).abs().max() > 100  # same seed, other prompt
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sample_in_one_batch_with_others_differs_by_rounding_only(spec, model, sampler):
+    # From where x_0 is 164 times as uncertain as eps; from the whole process's last step it is 20,000 times.
+    settings = SampleSettings(sampler=sampler, steps="snr6")
+    seeds = [3, 1, 4, 1, 5, 9, 2]
+    together, apart = (draw_samples(model, spec, PROMPTS, seeds=seeds, settings=settings, batch_size=size, device="cpu") for size in (7, 1))
+    # Sums are rounded differently in another batch, and an untrained network makes more of it from step to step.
+    assert (together - apart).abs().max() <= 1e-3 * max(1, apart.abs().max().item())
+    assert (together[1] - together[3]).abs().max() > 0.5  # same seed, other prompt
 
 
 def test_samples_are_8_bit_rgb_in_rows_and_follow_their_seed(spec, model):
     images = sample_images(model, spec, ["a barn"] * 3, seeds=[1, 2, 1], steps="ddim2")
-    assert images.shape == (3, 32, 32, 3)
+    assert images.shape == (3, 8, 8, 3)
     assert images.dtype == torch.uint8
     assert torch.equal(images[0], images[2])
     assert not torch.equal(images[0], images[1])
@@ -100,8 +80,9 @@ def test_guidance_pushes_a_sample(spec, model):
     assert not torch.equal(weak, strong)
 
 
-def test_a_noised_clip_pulls_a_sample_towards_its_caption(spec, model):
-    clip_spec = MODELS["tiny-noised-clip"]
+def test_a_noised_clip_pulls_a_sample_towards_its_caption():
+    spec, clip_spec = small_spec(image_size_px=32), MODELS["tiny-noised-clip"]
+    model = small_model(spec)
     torch.manual_seed(1)
     clip = clip_spec.build().eval()
 
@@ -116,12 +97,17 @@ def test_a_noised_clip_pulls_a_sample_towards_its_caption(spec, model):
     assert similarity(60.0) > similarity(0.0) + 0.05
 
 
-def test_an_upsampler_enlarges_what_it_is_given():
-    spec = diffusion_model("for-tests", unet_config("upsample"), letters)
-    torch.manual_seed(0)
-    low_res = torch.rand(2, 3, 8, 8) * 2 - 1
-    images = sample_images(spec.build(), spec, ["a", "b"], seeds=[1, 2], steps="fast27", guidance_scale=1, low_res=low_res)
-    assert images.shape == (2, 32, 32, 3)
+def test_guidance_on_an_interval_of_steps_is_guidance_there_and_none_elsewhere(spec, model):
+    with torch.no_grad():
+        text, empty = (model.encode_text(*letters([caption], 16)) for caption in ("a barn", ""))
+    whole, part = (guided_denoiser(model, text, empty, scale=4.0, interval=interval) for interval in (None, (200, 500)))
+    alone = guided_denoiser(model, text, None, scale=4.0)
+    x_t = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for timestep, expected in {0: alone, 199: alone, 200: whole, 500: whole, 501: alone, 999: alone}.items():
+            t = torch.tensor([timestep])
+            torch.testing.assert_close(part(x_t, t), expected(x_t, t))
+        assert not torch.allclose(whole(x_t, t), alone(x_t, t))
 
 
 def test_noise_of_an_image_is_its_own_generators():
@@ -130,9 +116,42 @@ def test_noise_of_an_image_is_its_own_generators():
     assert torch.equal(draw_noise([torch.Generator().manual_seed(2)], (3, 2, 2))[0], pair[1])
 
 
+def test_a_long_prompt_is_cut_and_says_by_how_much(spec, model, caplog):
+    with caplog.at_level(logging.WARNING):
+        long, short = (sample_images(model, spec, [prompt], seeds=[1], steps="ddim2") for prompt in ("x" * 10_000, "x" * 16))
+    assert torch.equal(long, short)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the prompt '{'x' * 40}...' is longer than small-base reads: 9984 tokens at its end are cut, 16 are read"
+    ]
+
+
+def test_cut_tokens_are_counted_by_the_models_own_tokenizer():
+    tiny = MODELS["tiny-base"]
+    assert num_cut_tokens(tiny.tokenizer, "a red barn", tiny.context_length) == 0
+    # Start and end are tokens, too: 30 words of a token each in a context of 24.
+    assert num_cut_tokens(tiny.tokenizer, " ".join(["a"] * 30), tiny.context_length) == 8
+
+
+def test_an_empty_prompt_is_drawn_unconditionally(spec, model):
+    guided, unguided = (sample_images(model, spec, [""], seeds=[1], steps="ddim2", guidance_scale=scale) for scale in (7.0, 1.0))
+    assert (guided.int() - unguided.int()).abs().max() <= 1
+
+
 def test_wrong_settings_are_refused(spec, model):
     with pytest.raises(ConfigError, match="2 prompts need as many seeds, got 1"):
         sample_images(model, spec, ["a", "b"], seeds=[1])
     with pytest.raises(ConfigError, match="tiny-noised-clip does not make images"):
         sample_images(model, MODELS["tiny-noised-clip"], ["a"], seeds=[1])
-    assert sample_images(model, spec, [], seeds=[]).shape == (0, 32, 32, 3)
+    with pytest.raises(ConfigError, match="the process has 1000 steps, so that at most 1000 can be visited, not 1001"):
+        sample_images(model, spec, ["a"], seeds=[1], steps="1001")
+    with pytest.raises(ConfigError, match="seeds must be 0 or more and less than 2\\^63, got -1"):
+        sample_images(model, spec, ["a"], seeds=[-1])
+    with pytest.raises(ConfigError, match="eta is noise of DDIM, and plms is another sampler"):
+        SampleSettings(sampler="plms", eta=0.5)
+    with pytest.raises(ConfigError, match="eta must be between 0 and 1, got 2"):
+        SampleSettings(sampler="ddim", eta=2)
+    with pytest.raises(ConfigError, match="from a lower to a higher timestep, got 500 to 200"):
+        SampleSettings(guidance_interval=(500, 200))
+    with pytest.raises(ConfigError, match="sees images of 32 px and cannot guide base, which makes 64 px"):
+        ClipGuide(model=None, spec=MODELS["tiny-noised-clip"], scale=1).check(MODELS["base"])
+    assert sample_images(model, spec, [], seeds=[]).shape == (0, 8, 8, 3)
