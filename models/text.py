@@ -5,14 +5,17 @@ Parameter names and shapes equal the released checkpoints'. The tokens themselve
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.glide_bpe import glide_bpe
+from models.kernels import is_plain
 from models.tokenizers import clip_tokens
+from models.winograd import state_of
 from winnow.errors import ConfigError
 
 
@@ -86,17 +89,66 @@ def empty_captions(count: int, context_length: int) -> Captions:
     return Captions(torch.zeros(count, context_length, dtype=torch.long), torch.zeros(count, context_length, dtype=torch.bool))
 
 
-class TextEncoding(NamedTuple):
-    """What the UNet sees of a caption."""
+class AttendsToText(Protocol):
+    """A block that turns captions into keys and values of its own."""
 
-    pooled: Tensor
-    """(batch, 4 * model_channels): added to the time embedding."""
-    sequence: Tensor
-    """(batch, width, context): attended to in every attention block."""
+    def keys_values(self, sequence: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class TextEncoding:
+    """What the UNet sees of captions. Sampling with one encoding computes each block's keys and values of a caption once."""
+
+    def __init__(self, pooled: Tensor, sequence: Tensor, *, parts: "Sequence[tuple[TextEncoding, int]]" = ()) -> None:
+        """
+        Args:
+            parts: the encodings that this one consists of, in order, each so many times; their keys and values are taken.
+        """
+        self.pooled = pooled
+        """(batch, 4 * model_channels): added to the time embedding."""
+        self.sequence = sequence
+        """(batch, width, context): attended to in every attention block."""
+        self._parts = tuple(parts)
+        self._kept: WeakKeyDictionary[AttendsToText, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        """Captions."""
+        return len(self.pooled)
 
     def repeat(self, count: int) -> "TextEncoding":
-        """One caption's encoding for `count` images."""
-        return TextEncoding(self.pooled.expand(count, -1), self.sequence.expand(count, -1, -1))
+        """Each caption's encoding for `count` images, in the order all captions, all captions, ..."""
+        return TextEncoding.cat([self] * count) if len(self) > 1 else self._expanded(count)
+
+    def _expanded(self, count: int) -> "TextEncoding":
+        return TextEncoding(self.pooled.expand(count, -1), self.sequence.expand(count, -1, -1), parts=[(self, count)])
+
+    @staticmethod
+    def cat(encodings: "Sequence[TextEncoding]") -> "TextEncoding":
+        """Encodings of several batches as one, which shares their keys and values."""
+        return TextEncoding(
+            torch.cat([one.pooled for one in encodings]),
+            torch.cat([one.sequence for one in encodings]),
+            parts=[(one, 1) for one in encodings],
+        )
+
+    def keys_values(self, block: AttendsToText) -> tuple[Tensor, Tensor]:
+        """A block's keys and values of these captions, (batch, heads, context, head_channels) each.
+
+        Kept from the first call on, unless gradients are asked for; the weights must not change while an encoding is in use.
+        """
+        if torch.is_grad_enabled() or is_plain() or torch.compiler.is_compiling():
+            return block.keys_values(self.sequence)
+        found = self._kept.get(block)
+        if found is None:
+            found = self._kept[block] = self._from_parts(block) if self._parts else block.keys_values(self.sequence)
+        return found
+
+    def _from_parts(self, block: AttendsToText) -> tuple[Tensor, Tensor]:
+        rows = [(one.keys_values(block), count) for one, count in self._parts]
+        if len(rows) == 1:
+            ((k, v), count) = rows[0]
+            return k.expand(count * len(k), -1, -1, -1), v.expand(count * len(v), -1, -1, -1)
+        k, v = (torch.cat([both[index].repeat(count, 1, 1, 1) for both, count in rows]) for index in (0, 1))
+        return k, v
 
 
 class Attention(nn.Module):
@@ -162,13 +214,30 @@ class TextEncoder(nn.Module):
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
         self.padding_embedding = nn.Parameter(0.01 * torch.randn(config.context_length, config.width))
         self.transformer_proj = nn.Linear(config.width, pooled_width)
+        self._kept_empty: tuple[object, TextEncoding] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept_empty": None}  # a copy, or what is pickled, keeps nothing
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> TextEncoding:
         """Captions (batch, context) int64 with their mask (batch, context) bool, to what the UNet attends to.
 
         A padded position is its own learned vector, with neither token nor position embedding, and is attended to like any other.
         """
+        if not (torch.is_grad_enabled() or is_plain() or torch.compiler.is_compiling() or mask.any()):
+            return self._empty_caption(mask.shape[1]).repeat(len(mask))
         x = self.token_embedding(tokens) + self.positional_embedding
         x = torch.where(mask[..., None], x, self.padding_embedding)
+        return self._encoded(x)
+
+    def _encoded(self, x: Tensor) -> TextEncoding:
         x = self.final_ln(self.transformer(x))
         return TextEncoding(self.transformer_proj(x[:, -1]), x.transpose(1, 2))
+
+    def _empty_caption(self, context: int) -> TextEncoding:
+        """The empty caption's encoding, (1, ...): kept until a weight changes."""
+        # Of all weights, for the encoding keeps the attention blocks' keys and values, too.
+        state = (context, torch.is_autocast_enabled(self.padding_embedding.device.type), *map(state_of, self.parameters()))
+        if self._kept_empty is None or self._kept_empty[0] != state:
+            self._kept_empty = (state, self._encoded(self.padding_embedding[None, :context]))
+        return self._kept_empty[1]

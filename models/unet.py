@@ -7,12 +7,14 @@ that sees image and caption in one softmax.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from models.kernels import Conv3x3, GroupNorm, Pointwise, is_plain
 from models.text import TextConfig, TextEncoder, TextEncoding
 from winnow.errors import ConfigError
 
@@ -56,16 +58,6 @@ class UNetConfig:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-class GroupNorm(nn.GroupNorm):
-    """32 groups, computed in float32 whatever the input is."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(32, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
-
-
 def zeroed(module: ModuleT) -> ModuleT:
     """The module with all parameters at zero: a block that ends in it begins as the identity."""
     for parameter in module.parameters():
@@ -87,12 +79,12 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, emb_channels: int, dropout: float, *, resample: str = "") -> None:
         super().__init__()
         self.resample = resample
-        self.in_layers = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), Conv3x3(in_channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(out_channels), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+            GroupNorm(out_channels), nn.SiLU(), nn.Dropout(dropout), zeroed(Conv3x3(out_channels, out_channels))
         )
-        self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if in_channels == out_channels else Pointwise(in_channels, out_channels)
 
     def resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -103,13 +95,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(batch, in, height, width) and (batch, emb) to (batch, out, height', width')."""
-        norm, activation, conv = self.in_layers
-        h = conv(self.resampled(activation(norm(x))))
+        norm, _, conv = self.in_layers
+        h = conv(self.resampled(norm(x, silu=True)))
         scale, shift = self.emb_layers(emb)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
-        norm, *rest = self.out_layers
-        h = norm(h) * (1 + scale) + shift
-        for layer in rest:
-            h = layer(h)
+        norm, _, dropout, conv = self.out_layers
+        h = conv(dropout(norm(h, scale, shift, silu=True)))
         return self.skip_connection(self.resampled(x)) + h
 
 
@@ -120,29 +110,37 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = channels // head_channels
         self.norm = GroupNorm(channels)
+        # One-dimensional convolutions in name and shape only, as the released checkpoints have them: they run as matrix products.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.encoder_kv = nn.Conv1d(text_width, 2 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """(batch, channels, height, width) and the caption (batch, text_width, context) to the shape of x."""
+    def forward(self, x: Tensor, text: TextEncoding) -> Tensor:
+        """(batch, channels, height, width) and its captions to the shape of x."""
         batch, channels, height, width = x.shape
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        q, k, v = self._heads(pixels, self.qkv).chunk(3, dim=-1)
+        text_k, text_v = text.keys_values(self)
+        k, v = torch.cat([text_k.to(k.dtype), k], dim=2), torch.cat([text_v.to(v.dtype), v], dim=2)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
+        h = F.linear(h, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + h.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
-        def heads(y: Tensor) -> Tensor:
-            # Contiguous: the fused attention kernels want a head's channels side by side.
-            return y.reshape(batch, self.num_heads, -1, y.shape[-1]).transpose(2, 3).contiguous()
+    def keys_values(self, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (batch, heads, context, head_channels) of captions (batch, text_width, context)."""
+        k, v = self._heads(sequence.transpose(1, 2), self.encoder_kv).chunk(2, dim=-1)
+        return k, v
 
-        q, k, v = heads(self.qkv(self.norm(x.flatten(2)))).chunk(3, dim=-1)
-        text_k, text_v = heads(self.encoder_kv(text)).chunk(2, dim=-1)
-        h = F.scaled_dot_product_attention(q, torch.cat([text_k, k], dim=2), torch.cat([text_v, v], dim=2))
-        h = h.transpose(2, 3).reshape(batch, channels, height * width)
-        return x + self.proj_out(h).reshape(x.shape)
+    def _heads(self, tokens: Tensor, layer: nn.Conv1d) -> Tensor:
+        """(batch, tokens, in) through a layer, to (batch, heads, tokens, out / heads)."""
+        h = F.linear(tokens, layer.weight.flatten(1), layer.bias)
+        return h.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class Stage(nn.ModuleList):
     """Layers one after the other, each given what it takes: the embedding, the caption, or neither."""
 
-    def forward(self, h: Tensor, emb: Tensor, text: Tensor) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, text: TextEncoding) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, emb)
@@ -160,6 +158,8 @@ class UNet(TextEncoder):
         emb_channels = 4 * config.model_channels
         super().__init__(config.text, emb_channels)
         self.config = config
+        self.gradient_checkpointing = False
+        """Training keeps what passes between stages alone, and computes a stage again on the way back: less memory, a third more work."""
         self.time_embed = nn.Sequential(nn.Linear(config.model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
 
         def res(inputs: int, outputs: int, resample: str = "") -> ResBlock:
@@ -171,7 +171,7 @@ class UNet(TextEncoder):
         widths = [mult * config.model_channels for mult in config.channel_mult]
         sizes = [config.image_size_px // 2**level for level in range(len(widths))]
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(config.in_channels, channels, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([Conv3x3(config.in_channels, channels)])])
         skips = [channels]
         for level, (width, size) in enumerate(zip(widths, sizes, strict=True)):
             for _ in range(config.num_res_blocks):
@@ -191,7 +191,7 @@ class UNet(TextEncoder):
                 if level and block == config.num_res_blocks:
                     layers.append(res(channels, channels, "up"))
                 self.output_blocks.append(Stage(layers))
-        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 6, 3, padding=1)))
+        self.out = nn.Sequential(GroupNorm(channels), nn.SiLU(), zeroed(Conv3x3(channels, 6)))
 
     def forward(
         self,
@@ -230,14 +230,22 @@ class UNet(TextEncoder):
         embedded = timestep_embedding(timesteps, self.config.model_channels).to(next(self.time_embed.parameters()).dtype)
         emb = self.time_embed(embedded) + text.pooled
         h = torch.cat([x_t, *self._beside(x_t, inpaint_image, inpaint_mask, low_res)], dim=1)
+        if not is_plain():
+            h = h.contiguous(memory_format=torch.channels_last)
         skips = []
         for stage in self.input_blocks:
-            h = stage(h, emb, text.sequence)
+            h = self._run(stage, h, emb, text)
             skips.append(h)
-        h = self.middle_block(h, emb, text.sequence)
+        h = self._run(self.middle_block, h, emb, text)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb, text.sequence)
-        return self.out(h).to(x_t.dtype)
+            h = self._run(stage, torch.cat([h, skips.pop()], dim=1), emb, text)
+        norm, _, conv = self.out
+        return conv(norm(h, silu=True)).to(x_t.dtype, memory_format=torch.contiguous_format)
+
+    def _run(self, stage: nn.Module, h: Tensor, emb: Tensor, text: TextEncoding) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(stage, h, emb, text, use_reentrant=False))
+        return cast(Tensor, stage(h, emb, text))
 
     def _beside(self, x_t: Tensor, image: Tensor | None, mask: Tensor | None, low_res: Tensor | None) -> list[Tensor]:
         """What is put beside x_t: known image and mask, then the enlarged small image."""
