@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from models.catalog import ModelSpec
 from models.diffusion import Schedule, q_sample
 from models.objectives import contrastive_loss, hybrid_loss
+from models.regions import erased_regions
 from models.text import Captions
+from models.timestep_sampling import TimestepSampler, UniformTimesteps
 from models.unet import UNetConfig
 
 
@@ -23,49 +25,64 @@ def batch_loss(
     *,
     generator: torch.Generator,
     caption_dropout: float = 0.0,
+    timesteps: TimestepSampler | None = None,
+    min_snr_gamma: float | None = None,
 ) -> dict[str, Tensor]:
     """Loss of a batch of images (batch, 3, size, size) in [-1, 1] at random timesteps, and what else is worth logging. Scalars.
 
     Args:
         generator: on the CPU, whatever the images' device.
         caption_dropout: share of captions that become empty, in [0, 1).
+        timesteps: draws them, and is shown the losses of all workers. None: uniform.
+        min_snr_gamma: as in `hybrid_loss`.
     """
-    t = torch.randint(len(schedule), (len(images),), generator=generator).to(images.device)
+    sampler = UniformTimesteps(len(schedule)) if timesteps is None else timesteps
+    drawn = sampler.draw(len(images), generator)
+    t = drawn.t.to(images.device)
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     x_t = q_sample(schedule, images, t, noise)
     dropped = torch.rand(len(images), generator=generator) < caption_dropout
     captions = Captions(captions.tokens, captions.mask & ~dropped[:, None]).to(images.device)
-    timesteps = schedule.model_timesteps(t)
+    model_t = schedule.model_timesteps(t)
     if spec.kind == "noised_clip":
-        z_image, z_text = model(x_t, timesteps, captions.tokens, captions.lengths)
+        z_image, z_text = model(x_t, model_t, captions.tokens, captions.lengths)
         z_image, z_text = gather_rows(z_image), gather_rows(z_text)
         loss = contrastive_loss(z_image, z_text)
         target = torch.arange(len(z_image), device=z_image.device)
         return {"loss": loss, "accuracy": ((z_image @ z_text.T).argmax(dim=1) == target).float().mean()}
-    losses = hybrid_loss(
-        schedule, model(x_t, timesteps, captions.tokens, captions.mask, **beside(spec, images, generator)), images, x_t, t, noise
-    )
-    return {"loss": losses.loss.mean(), "mse": losses.mse.mean(), "vb": losses.vb.mean()}
+    output = model(x_t, model_t, captions.tokens, captions.mask, **beside(spec, images, generator))
+    losses = hybrid_loss(schedule, output, images, x_t, t, noise, min_snr_gamma=min_snr_gamma)
+    show_losses(sampler, drawn.t, losses.loss)
+    loss = losses.loss if drawn.weights is None else losses.loss * drawn.weights.to(images.device)
+    return {"loss": loss.mean(), "mse": losses.mse.mean(), "vb": losses.vb.mean()}
 
 
 def beside(spec: ModelSpec, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """What a UNet is shown beside x_t: a quarter of the size to an upsampler, a rectangle erased to an inpainting model."""
+    """What a UNet is shown beside x_t: a quarter of the size to an upsampler, what is left of the image to an inpainting model."""
     config = cast(UNetConfig, spec.config)
     shown: dict[str, Tensor] = {}
     if config.upsample:
         shown["low_res"] = F.avg_pool2d(images, 4)
     if config.inpaint:
-        # Departs from GLIDE, which erases "random regions" but does not say which: one rectangle, of any size and place.
         batch, _, height, width = images.shape
-        (top, bottom), (left, right) = (
-            (torch.rand(2, batch, generator=generator) * (side + 1)).long().sort(dim=0).values.to(images.device) for side in (height, width)
-        )
-        rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-        erased_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
-        erased_columns = (columns >= left[:, None]) & (columns < right[:, None])
-        shown["inpaint_image"] = images
-        shown["inpaint_mask"] = (~(erased_rows[:, None, :, None] & erased_columns[:, None, None, :])).to(images.dtype)
+        erased = erased_regions(batch, height, width, generator, device=images.device)
+        # An upsampler is shown all of the small image all the same: only what is known of the large one is cut (section 4.3).
+        shown |= {"inpaint_image": images, "inpaint_mask": (~erased).to(images.dtype)}
     return shown
+
+
+def show_losses(sampler: TimestepSampler, t: Tensor, losses: Tensor) -> None:
+    """Shows a timestep sampler what all workers saw, in order of rank: t (batch,) on the CPU, losses (batch,) on any device."""
+    if isinstance(sampler, UniformTimesteps):
+        return
+    # One message is cheaper than two, and a timestep is exact in float64.
+    pairs = torch.stack([t.to(losses.device, torch.float64), losses.detach().to(torch.float64)])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        gathered = [torch.empty_like(pairs) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, pairs)
+        pairs = torch.cat(gathered, dim=1)
+    pairs = pairs.cpu()
+    sampler.see(pairs[0].long(), pairs[1])
 
 
 class _GatherRows(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,24 +16,47 @@ class DiffusionLoss(NamedTuple):
     """One number an image, (batch,)."""
 
     loss: Tensor
-    """mse + vb."""
+    """mse + vb, mse times its min-SNR weight where one is asked for."""
     mse: Tensor
-    """Mean squared error of the noise."""
+    """Mean squared error of the noise, not weighted."""
     vb: Tensor
     """Variational bound of this step in bits per channel value, times T / 1000. Trains the variance only."""
 
 
-def hybrid_loss(schedule: Schedule, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> DiffusionLoss:
+def hybrid_loss(
+    schedule: Schedule,
+    model_output: Tensor,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    min_snr_gamma: float | None = None,
+) -> DiffusionLoss:
     """L_simple + L_vlb of Improved DDPM (arXiv:2102.09672, section 3.1), the mean's share of L_vlb detached.
 
     Args:
         model_output: (batch, 6, height, width), eps and variance of x_t.
         t: (batch,) int64, steps of `schedule`.
+        min_snr_gamma: weighs L_simple by `min_snr_weight`. None: all timesteps alike, as GLIDE does.
     """
     eps, between = model_output.chunk(2, dim=1)
     mse = per_image_mean((noise - eps) ** 2)
     vb = variational_bound(schedule, torch.cat([eps.detach(), between], dim=1), x_0, x_t, t) * (len(schedule) / 1000)
-    return DiffusionLoss(mse + vb, mse, vb)
+    weighted = mse if min_snr_gamma is None else mse * min_snr_weight(schedule, t, min_snr_gamma, mse)
+    return DiffusionLoss(weighted + vb, mse, vb)
+
+
+def min_snr_weight(schedule: Schedule, t: Tensor, gamma: float, like: Tensor) -> Tensor:
+    """min(SNR, gamma) / SNR with SNR = alphas_cumprod / (1 - alphas_cumprod), (batch,): arXiv:2303.09556, section 3.4, for eps.
+
+    Nearly clean images, whose noise matters least to the picture, weigh least. Gamma is 5 in the paper.
+
+    Args:
+        like: (batch,), of the wanted precision.
+    """
+    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    return at(np.minimum(snr, gamma) / snr, t, like)
 
 
 def variational_bound(schedule: Schedule, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

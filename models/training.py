@@ -27,18 +27,19 @@ from models.checkpoints import (
     clear_unfinished,
     list_checkpoints,
     load_checkpoint,
-    load_weights,
     put_weights,
     read_state,
     remove_checkpoint,
     save_checkpoint,
     weights_digest,
 )
+from models.fine_tuning import start_from
 from models.metrics_log import append_metrics, cut_metrics, read_metrics
 from models.recipes import RECIPES as RECIPES
 from models.recipes import TrainConfig as TrainConfig
 from models.shard_loader import ShardIndex, batches, read_index, to_unit_range
 from models.text import Captions
+from models.timestep_sampling import make_timestep_sampler
 from models.unet import num_parameters
 from winnow.errors import CheckpointError, ConfigError
 
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Of the loop: raised when it gives other weights for the same config and shards."""
+
+TIMESTEPS = "timestep_sampler"
+"""Under which its state stands among the optimizer's tensors of a checkpoint."""
 
 Report = Callable[[dict[str, Any]], None]
 """Called by rank 0 with each line of metrics.jsonl."""
@@ -94,7 +98,8 @@ def train(
         out_dir: a local or shared folder that every worker sees.
         rank, world: this process among those of the initialised process group; world 1 needs none.
         device: None takes a GPU if there is one.
-        init_from: checkpoint or weights to start from instead of fresh ones (fine-tuning).
+        init_from: checkpoint or weights to start from instead of fresh ones (fine-tuning); an inpainting model may start from one
+            that is none (models/fine_tuning.py).
 
     Raises:
         CheckpointError: `out_dir` holds a training with other settings or data, or a damaged checkpoint.
@@ -106,6 +111,7 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         trainer = Trainer(config, index, Path(out_dir), rank=rank, world=world, device=device, init_from=init_from)
         trainer.resume()
+        trainer.spec.tokenizer([], trainer.spec.context_length)  # a missing vocabulary stops the training here, not after loading shards
         stream = batches(
             index,
             image_size_px=trainer.spec.image_size_px,
@@ -142,10 +148,11 @@ class Trainer:
         self.config, self.index, self.out_dir, self.rank, self.world, self.device = config, index, out_dir, rank, world, device
         self.spec = find_model(config.model)
         self.schedule = self.spec.schedule()
+        self.timesteps = make_timestep_sampler(config.timestep_sampling, len(self.schedule))
         self.step = 0
         self.init_digest = weights_digest(init_from)
         torch.manual_seed(config.seed)
-        self.model = self.spec.build() if init_from is None else load_weights(init_from, self.spec)
+        self.model = self.spec.build() if init_from is None else start_from(init_from, self.spec)
         self.model.to(device).train()
         self.names = [name for name, _ in self.model.named_parameters()]
         self.parameters = [parameter for _, parameter in self.model.named_parameters()]
@@ -202,6 +209,8 @@ class Trainer:
                 captions,
                 generator=generator,
                 caption_dropout=self.config.caption_dropout,
+                timesteps=self.timesteps,
+                min_snr_gamma=self.config.min_snr_gamma,
             )
         self.optimizer.zero_grad(set_to_none=True)
         metrics["loss"].backward()
@@ -245,6 +254,7 @@ class Trainer:
     def _save(self) -> None:
         optimizer = self.optimizer.state_dict()["state"]
         moments = {f"{name}/{key}": value for i, name in enumerate(self.names) for key, value in optimizer[i].items()}
+        moments |= {f"{TIMESTEPS}/{key}": value for key, value in self.timesteps.state().items()}
         model = dict(zip(self.names, self.parameters, strict=True))
         save_checkpoint(
             self.out_dir, self.step, Checkpoint(cast(Any, model), dict(zip(self.names, self.ema, strict=True)), moments, self._state())
@@ -260,12 +270,14 @@ class Trainer:
             i: {key: checkpoint.optimizer[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             for i, name in enumerate(self.names)
         }
+        self.timesteps.take({key: checkpoint.optimizer[f"{TIMESTEPS}/{key}"] for key in self.timesteps.state()})
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
 def difference(state: dict[str, Any], config: TrainConfig, index: ShardIndex, init_digest: str) -> str:
     """In words, what keeps a checkpoint with this state.json from being gone on from; empty if nothing does."""
-    theirs, ours = state["config"], config.what_decides_the_weights()
+    # A checkpoint that is older than a setting was made with what is now its default.
+    theirs, ours = TrainConfig.defaults() | state["config"], config.what_decides_the_weights()
     for name in sorted(ours):
         if theirs.get(name) != ours[name]:
             return f"{name} {theirs.get(name)!r} instead of {ours[name]!r}"

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from filters.catalog import FILTERS
 from filters.learning import LearnConfig
 from models.clip_embedder import ClipConfig
+from models.recipes import RECIPES, STARTS_FROM
 from models.sampled import SampleConfig
-from models.training import RECIPES
 from winnow.configs import STRICT
 from winnow.download import DownloadConfig
 from winnow.errors import ConfigError
@@ -66,6 +66,10 @@ class RunConfig:
         for name in (*self.train, self.sample.recipe):
             if name not in RECIPES:
                 raise ConfigError(f"train: there is no recipe {name!r}. Choose from: {', '.join(RECIPES)}")
+        for name in self.train:
+            start = STARTS_FROM.get(name)
+            if start is not None and start not in self.train:
+                raise ConfigError(f"train: {name} goes on from {start}: add {start} to the list")
         for setting in ("workers", "train_workers"):
             if getattr(self, setting) < 0:
                 raise ConfigError(f"{setting} must be 0 or more, got {getattr(self, setting)}")

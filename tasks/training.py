@@ -1,10 +1,13 @@
 """Training of the run's models on its shards. The loop is in models/training.py, its launch on Ray Train in models/launch.py."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from models import training
+from models.checkpoints import newest_checkpoint, weights_digest
 from models.launch import launch
+from models.recipes import STARTS_FROM, stages_of
 from tasks import upstream
 from tasks.config import RunConfig
 from tasks.policy import stage_task
@@ -22,16 +25,26 @@ def train_stage(config: RunConfig) -> StageRun:
     if not storage.is_local:
         raise ConfigError(f"training reads shards from a local disk, and {storage.url} is none: copy shards/ and train there")
     shards = upstream.outputs_digest(storage, "shard")
-    works = [
-        Work(
-            name=name,
-            inputs={"shards": shards},
-            arguments={"config": training.RECIPES[name], "num_workers": config.train_workers},
-            unhashed={"dataset": config.shard.dataset, "shards_digest": shards},
-        )
-        for name in config.train
-    ]
-    return run_step(train_model, works, storage, stage="train", version=training.VERSION)
+    # A recipe that starts from another must wait for it. What was done in an earlier round is found done in the next.
+    rounds = sorted({len(stages_of(name)) for name in config.train}) or [1]
+    runs = []
+    for stages in rounds:
+        works = [_work(config, name, shards) for name in config.train if len(stages_of(name)) <= stages]
+        last = stages == rounds[-1]
+        runs.append(run_step(train_model, works, storage, stage="train", version=training.VERSION, prune=last))
+    ran = sum(run.ran for run in runs)
+    return replace(runs[-1], ran=ran, skipped=len(runs[-1].partitions) - ran, seconds=sum(run.seconds for run in runs))
+
+
+def _work(config: RunConfig, name: str, shards: str) -> Work:
+    # Training is deterministic: what a recipe starts from is known by that one's settings, before it was trained.
+    before = [training.RECIPES[stage] for stage in stages_of(name)[:-1]]
+    return Work(
+        name=name,
+        inputs={"shards": shards, **({"starts_from": digest(before)} if before else {})},
+        arguments={"config": training.RECIPES[name], "num_workers": config.train_workers},
+        unhashed={"dataset": config.shard.dataset, "shards_digest": shards},
+    )
 
 
 def train_model(
@@ -40,13 +53,19 @@ def train_model(
     """One model, on Ray Train, from the shards of a dataset to `checkpoints/<recipe>/`."""
     folder = checkpoint_folder(name)
     purpose: dict[str, Any] = {"recipe": digest(config), "shards": shards_digest, "num_workers": num_workers}
+    start = None
+    if name in STARTS_FROM:
+        start = newest_checkpoint(storage.full(checkpoint_folder(STARTS_FROM[name])))
+        assert start is not None, "train_stage trains what a recipe starts from first"
+        purpose["starts_from"] = weights_digest(start)
     marker = f"{folder}/run.json"
     if not storage.exists(marker) or json.loads(storage.read_bytes(marker)) != purpose:
         # Checkpoints of other shards or another recipe must not be resumed from.
         storage.remove_folder(folder)
         storage.write_text(marker, json.dumps(purpose, sort_keys=True) + "\n")
     start_ray(num_workers)
-    summary = launch(config, storage.full(shard_folder(dataset)), storage.full(folder), num_workers=num_workers)
+    init_from = None if start is None else str(start)
+    summary = launch(config, storage.full(shard_folder(dataset)), storage.full(folder), num_workers=num_workers, init_from=init_from)
     final = f"{folder}/{summary.checkpoint}"
     return Outcome(
         outputs=(*storage.walk(final), f"{folder}/metrics.jsonl"),

@@ -182,7 +182,7 @@ def test_two_workers_learn_what_one_with_the_whole_batch_learns(tmp_path):
     result = subprocess.run([sys.executable, str(Path(__file__).parent / "two_workers.py")], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     differences = json.loads(result.stdout.splitlines()[-1])
-    assert set(differences) == {"tiny-base", "tiny-noised-clip"}
+    assert set(differences) == {"tiny-base", "tiny-noised-clip", "timesteps"}
     assert max(differences.values()) < 1e-5  # sums are taken in another order
 
 
@@ -230,6 +230,10 @@ def test_what_stands_beside_x_t_is_made_from_the_image(name):
         ({"precision": "float16"}, "precision must be float32 or bfloat16, got 'float16'"),
         ({"log_every": 4}, "checkpoint_every must be a multiple of log_every, got 2"),
         ({"model": "small-clip"}, "caption_dropout must be 0 for a noised CLIP"),
+        ({"timestep_sampling": "often"}, "timestep_sampling must be uniform or loss-second-moment, got 'often'"),
+        ({"model": "small-clip", "caption_dropout": 0.0, "timestep_sampling": "loss-second-moment"}, "must be uniform for a noised CLIP"),
+        ({"min_snr_gamma": 0.0}, r"min_snr_gamma must be more than 0, or None, got 0\.0"),
+        ({"model": "small-clip", "caption_dropout": 0.0, "min_snr_gamma": 5.0}, "min_snr_gamma must be None for a noised CLIP"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_range(change, message):

@@ -11,9 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from models.batch_loss import gather_rows
+from models.batch_loss import gather_rows, show_losses
 from models.catalog import MODELS
 from models.objectives import contrastive_loss
+from models.timestep_sampling import LossSecondMoment
 
 NAMES = ("tiny-base", "tiny-noised-clip")
 
@@ -55,6 +56,15 @@ def work(rank: int, port: int) -> None:
             loss_of(alone, name, slice(None), lambda rows: rows).backward()
             one, other = (torch.cat([parameter.grad.flatten() for parameter in model.parameters()]) for model in (shared, alone))
             differences[name] = float((one - other).norm() / other.norm())
+    # Both remember what one worker with both halves of the batch would.
+    t, losses = torch.randint(5, (2, 64), generator=torch.Generator().manual_seed(1)), torch.rand(2, 64)
+    mine, alone = LossSecondMoment(5), LossSecondMoment(5)
+    dist.broadcast(losses, src=0)
+    show_losses(mine, t[rank], losses[rank])
+    alone.see(t.flatten(), losses.flatten().double())
+    furthest = torch.tensor((mine.losses - alone.losses).abs().max())
+    dist.all_reduce(furthest, dist.ReduceOp.MAX)
+    differences["timesteps"] = furthest.item()
     if rank == 0:
         print(json.dumps(differences), flush=True)
     dist.barrier()
