@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from filters.label_batches import batch_items, of
 from filters.label_opinions import answer_of, standing
@@ -80,3 +81,14 @@ def recent(store: LabelStore, batch: Batch, person: str, count: int = 10) -> lis
     names = {item.uid: item.item for item in batch_items(store, batch)}
     own = [row for row in standing(store.rows(batch.filter_name, batch=batch.name)) if row.person == person and row.idempotency_key]
     return [(row.idempotency_key or "", names[row.uid], answer_of(row)) for row in own[-count:]]
+
+
+def decision_times(store: LabelStore, person: str, *, count: int) -> list[float]:
+    """When a person decided their last `count` times on any page, as the store's clock has it: seconds since 1970, ascending."""
+    from sqlalchemy import select
+
+    labels = tables().labels
+    query = select(labels.c.created_at).where(labels.c.person == person, labels.c.mode != "table", labels.c.answer != "undo")
+    with store.database.reading() as connection:
+        found = connection.execute(query.order_by(labels.c.id.desc()).limit(count)).scalars().all()
+    return [datetime.fromisoformat(at).timestamp() for at in reversed(found)]

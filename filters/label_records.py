@@ -110,7 +110,7 @@ class Item:
     """Of the image; of two pictures any name that is unique in the batch."""
     origin: Origin = "random"
     reason: str = ""
-    """Why it is asked; shown in mode `query` alone."""
+    """Why it is asked; shown in mode `query` alone. Of two pictures: the caption they were made for, shown with them."""
     kind: ItemKind = "item"
     expected: int | None = None
     """The known answer of a honeypot or training item."""

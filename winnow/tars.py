@@ -86,3 +86,24 @@ def _parse(header: bytes, path: str | Path, last: str) -> tuple[str, int]:
 
 def _damaged(path: str | Path, what: str) -> ShardError:
     return ShardError(f"{path} is damaged: {what}. Remove it and its receipt, and run again.")
+
+
+def find_members(stream: BinaryIO, path: str | Path) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size in bytes of every member, in order, without reading their contents.
+
+    Args:
+        stream: the tar, at its beginning; it must be able to seek.
+        path: of the tar, for messages.
+
+    Raises:
+        ShardError: the file is damaged, cut or not plain USTAR; file and place are named.
+    """
+    last = "the beginning"
+    while True:
+        header = stream.read(BLOCK)
+        if header == ZEROS and stream.read(BLOCK) == ZEROS:
+            return
+        last, size = _parse(header, path, last)
+        offset = stream.tell()
+        yield last, offset, size
+        stream.seek(offset + size + -size % BLOCK)
