@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from winnow.verify import render, verify
 from winnow.workspace import open_workspace
 
 pytestmark = pytest.mark.slow
-PORT = 8797
+with socket.create_server(("127.0.0.1", 0)) as _free:
+    PORT: int = _free.getsockname()[1]
 WORLD = WorldConfig(num_scenes=640, fault_share=0.06, hate_symbol_share=0.05)
 LISTED = 600
 """The first of them are listed at first; the server serves all."""
