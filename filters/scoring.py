@@ -14,14 +14,14 @@ from filters.search import read_features, read_withdrawn
 from filters.svm import svm_from_bytes
 from winnow.decisions import schema, score_column
 from winnow.digests import digest
-from winnow.errors import ConservationError
+from winnow.errors import ConfigError, ConservationError
 from winnow.partitions import Outcome
 from winnow.receipts import Work
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import decisions, embeddings, filter_folder, manifest_part, raw_table
 
-VERSION = 1
+VERSION = 2
 FILTERS_USED = "decisions/filters.json"
 
 
@@ -73,8 +73,12 @@ def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[st
     _check(name, listed, raw.column("uid").to_pylist(), cause, found.uids)
 
     scorer = _scorer(storage, tuple((entry["name"], entry["version"]) for entry in filters), device)
-    scores = scorer.scores(found.features) if filters else np.zeros((len(found.uids), 0))
-    dropped = scores >= np.array([entry["threshold"] for entry in filters])
+    thresholds = [float(entry["threshold"]) for entry in filters]
+    try:
+        scores = scorer.coarse_scores(found.features, thresholds) if filters else np.zeros((len(found.uids), 0))
+    except ConfigError as problem:
+        raise ConfigError(f"{embeddings(name)}: {problem}") from problem
+    dropped = scores >= np.array(thresholds)
     names = [entry["name"] for entry in filters]
     row_of = {uid: row for row, uid in enumerate(found.uids)}
     verdicts, reasons, rows = [], [], []

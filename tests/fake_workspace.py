@@ -16,7 +16,7 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 from safetensors.numpy import save
 
-from winnow.decisions import schema, score_column
+from winnow.decisions import coarsened, schema, score_column
 from winnow.proof import promised_threshold
 from winnow.receipts import Receipt, Work, write_receipt
 from winnow.storage import Storage
@@ -409,7 +409,7 @@ def _decide(
             decided |= {"verdict": "failed", "reasons": ["embed:undecodable" if cause == "undecodable" else f"download:{cause}"]}
         else:
             for entry in filters:
-                score = entry["score_of"](features[row["uid"]][1])
+                score = float(coarsened(np.array(entry["score_of"](features[row["uid"]][1])), entry["threshold"]))
                 decided[score_column(entry["name"])] = score
                 if score >= entry["threshold"]:
                     decided["reasons"].append(entry["name"])

@@ -10,7 +10,7 @@ from filters.learning import FilterRun
 from filters.search import read_features
 from filters.svm import svm_to_bytes
 from tests.filter_world import DIM, make_world, withdraw, write_embeddings
-from winnow.decisions import schema
+from winnow.decisions import coarsened, schema
 from winnow.errors import ConfigError, ConservationError
 from winnow.partitions import run_step
 from winnow.tables import read_table, write_table
@@ -58,7 +58,9 @@ def log(storage, name=PART):
 def test_every_listed_sample_has_one_row_with_its_verdict_and_why(world, runs):
     outcome = score(world.storage, runs)
     found = read_features(world.storage, embeddings(PART))
-    scores = dict(zip(found.uids, Scorer([machine(0), machine(1)]).scores(found.features).tolist(), strict=True))
+    full = Scorer([machine(0), machine(1)]).scores(found.features)
+    logged = np.column_stack([coarsened(full[:, 0], 0.0), coarsened(full[:, 1], 0.25)])
+    scores = {uid: (row, verdict) for uid, row, verdict in zip(found.uids, logged.tolist(), (full >= [0.0, 0.25]).tolist(), strict=True)}
     raw = {row["uid"]: row for row in read_table(world.storage, raw_table(PART)).to_pylist()}
     rows = log(world.storage)
     assert [row["uid"] for row in rows] == sorted(raw)
@@ -67,9 +69,9 @@ def test_every_listed_sample_has_one_row_with_its_verdict_and_why(world, runs):
             reason = "download:http_404" if raw[row["uid"]]["status"] == "failed" else "embed:undecodable"
             assert row == {"uid": row["uid"], "verdict": "failed", "reasons": [reason], "score_people": None, "score_violence": None}
             continue
-        people, violence = scores[row["uid"]]
+        (people, violence), (drops_people, drops_violence) = scores[row["uid"]]
         assert (row["score_people"], row["score_violence"]) == (people, violence)
-        assert row["reasons"] == ["people"] * (people >= 0) + ["violence"] * (violence >= 0.25)
+        assert row["reasons"] == ["people"] * drops_people + ["violence"] * drops_violence
         assert row["verdict"] == ("dropped" if row["reasons"] else "kept")
     verdicts = [row["verdict"] for row in rows]
     assert {name: outcome.counts[name] for name in ("kept", "dropped", "failed")} == {
@@ -81,8 +83,7 @@ def test_every_listed_sample_has_one_row_with_its_verdict_and_why(world, runs):
 
 
 def test_a_score_at_the_threshold_is_dropped(world):
-    score(world.storage, [use(world.storage, "people", machine(0))])
-    some = next(row["score_people"] for row in log(world.storage) if row["verdict"] == "kept")
+    some = float(np.sort(Scorer([machine(0)]).scores(read_features(world.storage, embeddings(PART)).features)[:, 0])[20])
     score(world.storage, [use(world.storage, "people", machine(0), threshold=some)])
     assert [row["verdict"] for row in log(world.storage) if row["score_people"] == some] == ["dropped"]
 
@@ -155,6 +156,16 @@ def test_files_that_speak_of_different_samples_are_refused(world, runs, path_of,
 def test_filters_of_other_features_are_refused(world):
     with pytest.raises(ConfigError, match=f"fitted on features of 16 dimensions, these have shape .*{DIM}"):
         score(world.storage, [use(world.storage, "people", machine(0, dim=16))])
+
+
+def test_features_that_are_no_numbers_are_refused_by_name(world, runs):
+    found = read_features(world.storage, embeddings(PART))
+    rows = found.features.copy()
+    rows[5, 2] = np.nan
+    write_embeddings(world.storage, embeddings(PART), found.uids, rows, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match=rf"{embeddings(PART)}: features must be finite numbers; 1 of {len(rows)} rows .* is row 5"):
+        score(world.storage, runs)
+    assert not world.storage.exists(decisions(PART))
 
 
 def test_only_what_changed_is_scored_again(world, runs):

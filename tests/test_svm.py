@@ -58,7 +58,7 @@ def test_a_score_does_not_depend_on_the_rows_around_it(fitted):
 def test_the_second_look_agrees_with_the_first_where_both_are_sure(fitted, monkeypatch):
     rows = unit_rows(300, 24, 6)
     first = Scorer([fitted[1]]).scores(rows)
-    monkeypatch.setattr(decision_values, "error_bound", lambda svm, longest: STEP)  # every row is looked at again
+    monkeypatch.setattr(decision_values, "error_bound", lambda svm, longest: STEP)  # every row is looked at once more
     assert np.array_equal(Scorer([fitted[1]]).scores(rows), first)
 
 
@@ -100,8 +100,9 @@ def test_no_rows_and_no_filters_score_to_nothing(fitted):
 def test_infinite_features_are_refused(fitted):
     rows = unit_rows(2, 24, 0)
     rows[1, 3] = np.inf
-    with pytest.raises(ValueError, match="finite"):
-        Scorer([fitted[1]]).scores(rows)
+    for score in (Scorer([fitted[1]]).scores, lambda rows: Scorer([fitted[1]]).coarse_scores(rows, [0.0])):
+        with pytest.raises(ConfigError, match="finite numbers; 1 of 2 rows are not, the first is row 1"):
+            score(rows)
 
 
 def test_a_machine_is_the_same_after_saving(fitted):
@@ -221,3 +222,4 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_scores_are_the_same_on_a_gpu(fitted):
     rows = unit_rows(5000, 24, 9)
     assert np.array_equal(Scorer([fitted[1]], device="cuda").scores(rows), Scorer([fitted[1]]).scores(rows))
+    assert np.array_equal(Scorer([fitted[1]], device="cuda").coarse_scores(rows, [0.1]), Scorer([fitted[1]]).coarse_scores(rows, [0.1]))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from winnow.certificates import read_certificate, recompute
-from winnow.decisions import score_column
+from winnow.decisions import coarsened, score_column
 from winnow.findings import Ledger
 from winnow.machines import TOLERANCE, Machine, feature_rows, read_machine
 from winnow.progress import Progress
@@ -103,7 +103,7 @@ def _check_partition(storage: Storage, partition: str, filters: list[FilterUsed]
         wrong = _wrong(row, raw.get(uid), uid in embedded, filters)
         if wrong:
             ledger.add("verdicts", path, f"{uid} {wrong}")
-    _check_scores(storage, partition, decided, machines, ledger)
+    _check_scores(storage, partition, decided, machines, {used.name: used.threshold for used in filters}, ledger)
 
 
 def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filters: list[FilterUsed]) -> str | None:
@@ -133,17 +133,24 @@ def _spoken(verdict: tuple[str, list[str]]) -> str:
 
 
 def _check_scores(
-    storage: Storage, partition: str, decided: dict[str, dict[str, Any]], machines: dict[str, Machine], ledger: Ledger
+    storage: Storage,
+    partition: str,
+    decided: dict[str, dict[str, Any]],
+    machines: dict[str, Machine],
+    thresholds: dict[str, float],
+    ledger: Ledger,
 ) -> None:
     table = read_table(storage, embeddings(partition), ["uid", "feature"])
     order = np.argsort(np.array(table["uid"].to_pylist(), dtype=str), kind="stable")[:SCORED_AGAIN]
     chosen = table.take(order)
     features = feature_rows(chosen["feature"])
     for name, machine in machines.items():
-        for uid, again in zip(chosen["uid"].to_pylist(), machine.scores(features), strict=True):
+        values = machine.scores(features)
+        lowest, highest = (coarsened(values + sign * TOLERANCE, thresholds[name]) for sign in (-1, 1))
+        for uid, again, low, high in zip(chosen["uid"].to_pylist(), values, lowest, highest, strict=True):
             row = decided.get(uid)
             if row is None:
                 continue  # withdrawn, or a breach of conservation that is named there
             score = row.get(score_column(name))
-            if score is None or not abs(again - score) <= TOLERANCE:
+            if score is None or not low <= score <= high:
                 ledger.add("verdicts", decisions(partition), f"{uid} has score {score} by {name}, its features give {again:.6f}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from winnow.certificates import Certificate, read_certificate, read_labels, recompute
-from winnow.decisions import score_column
+from winnow.decisions import COARSE, score_column
 from winnow.proof import Interval, exact_interval
 from winnow.receipts import FOLDER, read_receipts
 from winnow.run_files import FilterUsed
@@ -113,7 +113,8 @@ def _edges(storage: Storage, used: FilterUsed, partitions: Iterable[str], labell
         scores = _scores(storage, used, partition)
         if scores.size:
             low, high = min(low, float(scores.min())), max(high, float(scores.max()))
-    width = max((high - low) / BINS, 1e-9)
+    # Whole cells of the log: narrower bars would be full where a cell begins and empty elsewhere.
+    width = COARSE * max(1.0, np.ceil((high - low) / BINS / COARSE))
     before, after = int(np.ceil((used.threshold - low) / width)), int(np.floor((high - used.threshold) / width)) + 1
     return used.threshold + width * np.arange(-before, after + 1)
 
