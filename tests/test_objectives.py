@@ -214,7 +214,8 @@ def test_an_upsampler_that_inpaints_sees_all_of_the_small_image():
     images = torch.rand(30, 3, 16, 16, generator=generator()) * 2 - 1
     shown = beside(SPECS["small-upsampler-inpaint"], images, generator())
     torch.testing.assert_close(shown["low_res"][:, :, 0, 0], images[:, :, :4, :4].mean(dim=(2, 3)))
-    assert 0.3 < shown["inpaint_mask"].mean() < 0.9
+    assert torch.equal(shown["inpaint_mask"], 1 - erased_regions(30, 16, 16, generator()).float())  # 1 is known
+    assert shown["inpaint_image"] is images  # the model cuts it itself
 
 
 # --- fine-tuning
@@ -276,7 +277,7 @@ def stop_at_three(line):
 
 def test_a_training_by_importance_resumes_with_the_same_bytes(tmp_path, small_models, monkeypatch):
     monkeypatch.setattr("models.timestep_sampling.HISTORY", 1)  # so that importance counts from the first steps on
-    spec = dataclasses.replace(SPECS["small"], num_timesteps=4)
+    spec = dataclasses.replace(SPECS["small"], num_timesteps=2)
     monkeypatch.setitem(MODELS, "small", spec)
     shards = make_shards(tmp_path / "shards")
     config = TrainConfig(model="small", timestep_sampling="loss-second-moment", min_snr_gamma=5.0, **SETTINGS)
@@ -286,9 +287,9 @@ def test_a_training_by_importance_resumes_with_the_same_bytes(tmp_path, small_mo
     train(config, shards, tmp_path / "broken")
     one, other = (tmp_path / folder / whole.checkpoint for folder in ("whole", "broken"))
     assert all((one / file.name).read_bytes() == file.read_bytes() for file in other.iterdir())
-    remembered = load_file(one / "optimizer.safetensors")["timestep_sampler/counts"]
-    assert remembered.tolist() == [1, 1, 1, 1]
-    assert (load_file(one / "optimizer.safetensors")["timestep_sampler/losses"] > 0).any()
+    half_way = load_file(tmp_path / "whole" / "step-000002" / "optimizer.safetensors")
+    assert half_way["timestep_sampler/counts"].tolist() == [1, 1]  # so the later steps depend on what was remembered
+    assert len(half_way["timestep_sampler/losses"].unique()) == 2
 
 
 def test_fine_tuning_for_inpainting_begins_with_the_plain_models_weights(tmp_path, small_models):
