@@ -33,7 +33,12 @@ class TrainConfig:
     min_snr_gamma: float | None = None
     """Weighs the squared error by min(SNR, gamma) / SNR (arXiv:2303.09556; 5 there). None: not. Diffusion models only."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products and convolutions; weights, norms and losses are float32."""
+    """Of matrix products and convolutions; weights, norms and losses are float32. A CPU without matrix units for bfloat16 computes
+    in float32 either way, which is faster there (models/precision.py)."""
+    gradient_checkpointing: bool = False
+    """Computes a UNet's stages again on the way back instead of keeping what happened in them: less memory, a third more work."""
+    compile: bool = False
+    """Uses torch.compile if a probe at the start finds that it gives the same loss and gradients (models/compile_probe.py)."""
     log_every: int = 10
     """Steps a line in metrics.jsonl, each a mean over its steps."""
     checkpoint_every: int = 1000
@@ -60,6 +65,7 @@ class TrainConfig:
             ("min_snr_gamma", self.min_snr_gamma is None or self.min_snr_gamma > 0, "more than 0, or None"),
             ("min_snr_gamma", spec.kind == "diffusion" or self.min_snr_gamma is None, "None for a noised CLIP"),
             ("precision", self.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            ("gradient_checkpointing", spec.kind == "diffusion" or not self.gradient_checkpointing, "off for a noised CLIP"),
             ("log_every", self.log_every >= 1, "at least 1"),
             ("checkpoint_every", self.checkpoint_every >= 1 and self.checkpoint_every % self.log_every == 0, "a multiple of log_every"),
             ("keep_checkpoints", self.keep_checkpoints >= 1, "at least 1"),
@@ -82,7 +88,7 @@ class TrainConfig:
 
     def what_decides_the_weights(self) -> dict[str, Any]:
         """The settings that a checkpoint must have been made with to be gone on from. How long and how closely watched may change."""
-        free = {"num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "loader_processes"}
+        free = {"num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "loader_processes", "gradient_checkpointing"}
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in free}
 
 

@@ -33,20 +33,26 @@ from models.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
+from models.compile_probe import compiled_if_right
 from models.fine_tuning import start_from
 from models.metrics_log import append_metrics, cut_metrics, read_metrics
+from models.precision import Precision, computing
 from models.recipes import RECIPES as RECIPES
 from models.recipes import TrainConfig as TrainConfig
 from models.shard_loader import ShardIndex, batches, read_index, to_unit_range
 from models.text import Captions
 from models.timestep_sampling import make_timestep_sampler
-from models.unet import num_parameters
+from models.unet import UNet, num_parameters
 from winnow.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the loop: raised when it gives other weights for the same config and shards."""
+
+PROBE_IMAGES = 4
+"""Of the first batch, on which a compiled model is compared with the eager one."""
+PROBE_TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 5e-2}
 
 TIMESTEPS = "timestep_sampler"
 """Under which its state stands among the optimizer's tensors of a checkpoint."""
@@ -154,12 +160,16 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = self.spec.build() if init_from is None else start_from(init_from, self.spec)
         self.model.to(device).train()
+        if device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)
+        if isinstance(self.model, UNet):
+            self.model.gradient_checkpointing = config.gradient_checkpointing
         self.names = [name for name, _ in self.model.named_parameters()]
         self.parameters = [parameter for _, parameter in self.model.named_parameters()]
         self.ema = [parameter.detach().clone() for parameter in self.parameters]
-        self.update_ema = get_ema_multi_avg_fn(config.ema_rate)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
-        self.forward: nn.Module = DistributedDataParallel(self.model) if world > 1 else self.model
+        self.update_ema = make_update_ema(config.ema_rate)
+        self.optimizer = make_optimizer(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+        self.forward: nn.Module | None = None
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
         self._logged_since = time.monotonic()
@@ -196,16 +206,36 @@ class Trainer:
         if self.rank == 0 and (last or self.step % self.config.checkpoint_every == 0):
             self._save()
 
+    def _made_forward(self, pixels: Tensor, captions: Captions) -> nn.Module:
+        """The model as it is called in a step: compiled if that is asked for and right, and shared among workers."""
+        model = self.model
+        if self.config.compile:
+            few = min(len(pixels), PROBE_IMAGES)
+
+            def loss(forward: nn.Module) -> Tensor:
+                generator = torch.Generator().manual_seed(0)
+                with computing(self.device, self.config.precision):
+                    some = Captions(captions.tokens[:few], captions.mask[:few])
+                    return batch_loss(forward, self.spec, self.schedule, pixels[:few], some, generator=generator)["loss"]
+
+            state = torch.random.get_rng_state()
+            model = compiled_if_right(self.model, loss, tolerance=PROBE_TOLERANCE[self.config.precision])
+            torch.random.set_rng_state(state)
+        return DistributedDataParallel(model) if self.world > 1 else model
+
     def _update(self, images: Tensor, captions: Captions) -> dict[str, Tensor]:
         seed = step_seed(self.config.seed, self.step, self.rank)
         torch.manual_seed(seed)  # dropout, inside the network
         generator = torch.Generator().manual_seed(seed)  # what is drawn here, on the CPU: the same on every device
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        pixels = to_unit_range(images.to(self.device))
+        if self.forward is None:
+            self.forward = self._made_forward(pixels, captions)
+        with computing(self.device, self.config.precision):
             metrics = batch_loss(
                 self.forward,
                 self.spec,
                 self.schedule,
-                to_unit_range(images.to(self.device)),
+                pixels,
                 captions,
                 generator=generator,
                 caption_dropout=self.config.caption_dropout,
@@ -216,7 +246,7 @@ class Trainer:
         metrics["loss"].backward()
         self.optimizer.step()
         with torch.no_grad():
-            self.update_ema(cast(Any, self.ema), cast(Any, self.parameters), self.step)
+            self.update_ema(self.ema, self.parameters, self.step)
         return metrics
 
     def _log(self, report: Report | None) -> None:
@@ -272,6 +302,16 @@ class Trainer:
         }
         self.timesteps.take({key: checkpoint.optimizer[f"{TIMESTEPS}/{key}"] for key in self.timesteps.state()})
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def make_optimizer(parameters: list[nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW in one pass over each weight, its gradient and its moments, without temporaries of their size."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def make_update_ema(rate: float) -> Callable[[list[Tensor], list[nn.Parameter], int], None]:
+    """Moves averages, in place, to `rate` of themselves and 1 - rate of the weights: a call for all of them. The step is not looked at."""
+    return cast(Any, get_ema_multi_avg_fn(rate))
 
 
 def difference(state: dict[str, Any], config: TrainConfig, index: ShardIndex, init_digest: str) -> str:
