@@ -25,12 +25,14 @@ def dpm_solver_2m(process: Process, x_T: Tensor) -> Tensor:
     last_x_0: Tensor | None = None
     for step in range(len(alphas_cumprod) - 1, 0, -1):
         x_t = process.arrive(x_t, step)
-        x_0 = process.predict_x_0(x_t, step)
+        x_0, push = process.predict_x_0(x_t, step)
         h = log_snr[step - 1] - log_snr[step]
         estimate = x_0
         if last_x_0 is not None:
             ratio = (log_snr[step] - log_snr[step + 1]) / h
             estimate = x_0 + (x_0 - last_x_0) / (2 * ratio)
-        x_t = sigma[step - 1] / sigma[step] * x_t - alpha[step - 1] * math.expm1(-h) * estimate
+        # A gradient moves x_0 by very different amounts from step to step: it is not extrapolated, or it would turn against itself.
+        x_t = sigma[step - 1] / sigma[step] * x_t - alpha[step - 1] * math.expm1(-h) * (estimate + push)
         last_x_0 = x_0
-    return process.predict_x_0(process.arrive(x_t, 0), 0)
+    x_0, push = process.predict_x_0(process.arrive(x_t, 0), 0)
+    return x_0 + push

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.catalog import ModelSpec
 from models.diffusion import Schedule
 from models.noised_clip import LOGIT_SCALE, NoisedClip
+from models.prompts import warn_of_cut_prompts
 from models.text import Captions
 from winnow.errors import ConfigError
 
@@ -52,8 +53,11 @@ class ClipGuide:
     spec: ModelSpec
     scale: float
     """Of the gradient; GLIDE takes 2 to 3."""
+    weights_sha256: str = ""
+    """Of the file that the model's weights are from, where that is known."""
 
     def gradient(self, batch: Guided) -> Gradient:
+        warn_of_cut_prompts(self.spec, batch.captions)
         clip = self.model.to(batch.device).eval()
         return clip_guidance(clip, self.spec.tokenizer(batch.captions, self.spec.context_length).to(batch.device), scale=self.scale)
 

@@ -1,6 +1,5 @@
 """Sampling from one model: prompts and seeds to images, with guidance and edits, by any sampler of models/samplers.py."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -12,14 +11,13 @@ from models.catalog import ModelSpec
 from models.diffusion import Change, Schedule
 from models.editing import Edit, keep_known, replace_known, start_from_image
 from models.guidance import Denoise, Gradient, Guide, Guided, guided_output
+from models.prompts import warn_of_cut_prompts
 from models.samplers import Sampler, find_sampler, settled_sampler, settled_schedule
 from models.shard_loader import to_uint8
 from models.solvers import ChangeNoised, Process, draw_noise
-from models.text import TextEncoding, Tokenizer, empty_captions
+from models.text import TextEncoding, empty_captions
 from models.unet import UNet
 from winnow.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +87,7 @@ def draw_samples(
     sampler, steps = settings.settled
     whole = spec.schedule()
     schedule = settled_schedule(sampler, steps, whole)
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    device = device_for(device)
     batch_size = batch_size or (1 if device.type == "cpu" else 16)
     unet = cast(UNet, model).to(device).eval()
     empty = unet.encode_text(*empty_captions(1, spec.context_length).to(device)) if settings.guidance_scale != 1 else None
@@ -159,6 +157,17 @@ def to_pixels(images: Tensor) -> Tensor:
     return to_uint8(images).permute(0, 2, 3, 1).contiguous()
 
 
+def device_for(name: torch.device | str | None) -> torch.device:
+    """The named device; None takes a GPU if there is one. Raises ConfigError if it is not there."""
+    try:
+        device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as problem:
+        raise ConfigError(f"there is no device {name!r}; name cpu, cuda or cuda:1") from problem
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"this machine has {torch.cuda.device_count()} GPUs and no {device}; leave the device out, or name cpu")
+    return device
+
+
 def guided_denoiser(
     unet: UNet,
     text: TextEncoding,
@@ -186,8 +195,7 @@ def guided_denoiser(
 
     if empty is None:
         return alone
-    others = empty.repeat(len(text.pooled))
-    both = TextEncoding(torch.cat([text.pooled, others.pooled]), torch.cat([text.sequence, others.sequence]))
+    both = TextEncoding.cat([text, empty.repeat(len(text.pooled))])
 
     def denoise(x_t: Tensor, timesteps: Tensor) -> Tensor:
         if interval is not None and not interval[0] <= timesteps[0].item() <= interval[1]:
@@ -226,29 +234,6 @@ def sample_loop(
         change_x_t=change_x_t,
     )
     return find_sampler(sampler).run(process, x_T)
-
-
-def warn_of_cut_prompts(spec: ModelSpec, prompts: Sequence[str]) -> None:
-    """Says which prompts are longer than the model reads, and how many of their tokens are not read."""
-    for prompt in dict.fromkeys(prompts):
-        cut = num_cut_tokens(spec.tokenizer, prompt, spec.context_length)
-        if cut:
-            logger.warning(
-                "the prompt %r is longer than %s reads: %d tokens at its end are cut, %d are read",
-                prompt[:40] + "...",
-                spec.name,
-                cut,
-                spec.context_length,
-            )
-
-
-def num_cut_tokens(tokenizer: Tokenizer, prompt: str, context_length: int) -> int:
-    """Tokens of a prompt that do not fit."""
-    if not tokenizer([prompt], context_length).mask.all():
-        return 0
-    # A token is a byte at least, and cleaning a text (lower case, broken encodings) makes it a few times longer at most.
-    enough = context_length + 4 * len(prompt.encode("utf-8", "replace"))
-    return int(tokenizer([prompt], enough).lengths) - context_length
 
 
 def _check(

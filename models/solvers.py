@@ -4,6 +4,7 @@ A sampler is a loop from noise to an image over a schedule's steps. What guides 
 a known region) is in the `Process` it is given, so that each works with every sampler. models/samplers.py lists them.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,15 +52,21 @@ class Process:
         prediction = predict(self.schedule, self.denoise(x_t, timesteps), x_t, t, change_x_0=self.change_x_0)
         return prediction, None if self.gradient is None else self.gradient(x_t, timesteps), t
 
-    def predict_x_0(self, x_t: Tensor, step: int) -> Tensor:
-        """The predicted x_0, clipped to [-1, 1], then moved along the gradient if there is one: what a deterministic solver goes by."""
+    def predict_x_0(self, x_t: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The predicted x_0, clipped to [-1, 1], and by how much the gradient moves it (zeros if there is none)."""
         prediction, gradient, t = self.predict(x_t, step)
-        return guided_x_0(self.schedule, prediction.x_0, x_t, t, gradient)[0]
+        moved, _ = guided_x_0(self.schedule, prediction.x_0, x_t, t, gradient)
+        return prediction.x_0, moved - prediction.x_0
 
 
 def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (batch, *shape), each row from its own generator."""
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+
+
+def other_seed(seed: int, purpose: str) -> int:
+    """A seed that follows from an image's own, for noise that must have nothing to do with the rest of that image's."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}/{seed}".encode()).digest()[:8], "big") >> 1
 
 
 def ddpm(process: Process, x_T: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 
 from models.catalog import MODELS, ModelSpec
 from models.guidance import ClipGuide, classifier_free_guidance, guided_output
+from models.prompts import num_cut_tokens
 from models.samplers import SAMPLERS
-from models.sampling import SampleSettings, draw_samples, guided_denoiser, num_cut_tokens, sample_images
+from models.sampling import SampleSettings, draw_samples, guided_denoiser, sample_images
 from models.solvers import draw_noise
 from models.unet import UNet
 from winnow.errors import ConfigError
