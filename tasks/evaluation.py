@@ -71,6 +71,7 @@ def report_stage(config: RunConfig) -> StageRun:
     for path in ("manifest/index.json", "decisions/filters.json"):
         if storage.exists(path):
             inputs[path] = storage.sha256(path)
+    inputs |= {path: storage.sha256(path) for path in storage.walk("audits")}
     work = Work(name="report", inputs=inputs)
     return run_step(audit.write_report, [work], storage, stage="report", version=audit.VERSION)
 

@@ -4,10 +4,12 @@ Gathered from the files of the workspace alone; what has not run stands in it as
 """
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from winnow.conservation import examine
 from winnow.partitions import Outcome
+from winnow.report.audits import gather_audits
 from winnow.report.claims import gather_claims
 from winnow.report.counts import gather_counts, gather_stages
 from winnow.report.filters import gather_filter
@@ -20,7 +22,7 @@ from winnow.run_files import SUMMARY, decided_partitions, filters_used
 from winnow.storage import Storage
 from winnow.workspace import REPORT
 
-VERSION = 1
+VERSION = 2
 
 
 def write_report(storage: Storage, name: str) -> Outcome:
@@ -33,8 +35,12 @@ def write_report(storage: Storage, name: str) -> Outcome:
     return Outcome(outputs=(REPORT, SUMMARY), counts={"claims": len(summary["claims"]), "claims_failed": failed})
 
 
-def summarise(storage: Storage) -> dict[str, Any]:
-    """Every number of the report, recomputed from the files."""
+def summarise(storage: Storage, *, only_audits: Collection[str] | None = None) -> dict[str, Any]:
+    """Every number of the report, recomputed from the files.
+
+    Args:
+        only_audits: names of the audits to speak of; None: all. A report that was frozen before further audits is checked without them.
+    """
     found, breaches = examine(storage)
     counts = gather_counts(storage, found)
     names = decided_partitions(storage)
@@ -42,6 +48,7 @@ def summarise(storage: Storage) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "counts": counts,
         "filters": [gather_filter(storage, used, names, counts) for used in scored],
+        "audits": [found for found in gather_audits(storage, scored) if only_audits is None or found["audit"] in only_audits],
         "sources": gather_sources(storage, names) if scored else [],
         "words": gather_words(storage, names, counts["embedded"]) if scored else None,
         "training": gather_training(storage),

@@ -53,7 +53,7 @@ def gather_claims(summary: dict[str, Any], breaches: list[Breach]) -> list[dict[
         )
     else:
         found.append(claim("Filters keep a promised miss rate.", NOT_MEASURED, "no filter has decided anything yet", None, "—"))
-    found += _unmeasured_audits()
+    found += _audit_claims(summary) + _unmeasured_audits()
     found += _model_claims(summary)
     return found
 
@@ -88,10 +88,24 @@ def _filter_claims(entry: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _unmeasured_audits() -> list[dict[str, Any]]:
-    return [
+def _audit_claims(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One for each audit batch whose result was taken; if there is none, that nobody looked."""
+    titles = {entry["name"]: entry["title"] for entry in summary["filters"]}
+    found = []
+    for entry in summary["audits"]:
+        name, limit = titles.get(entry["filter"], entry["filter"]), percent(entry["max_leak"], 2)
+        text = f"{name}: at most {limit} of the kept images should have been dropped, by people who inspected some."
+        bound = f"at most {percent(entry['interval'][1], 3)} ({percent(entry['confidence'], 0)})"
+        value = f"{entry['found']:,} found; {bound}; {'; '.join(entry['reasons'])}"
+        found.append(claim(text, entry["status"], value, entry["n"], f"audit batch {entry['audit']}: {entry['method']}"))
+    return found or [
         claim("People inspected a random draw of kept images and found nothing that should have been dropped.", NOT_MEASURED,
               "no audit batch was inspected", 0, "1,024 kept images with hidden known positives mixed in"),
+    ]  # fmt: skip
+
+
+def _unmeasured_audits() -> list[dict[str, Any]]:
+    return [
         claim("Kept captions are free of hateful text.", NOT_MEASURED, "captions are not judged; only images are", 0, "—"),
         claim("No kept image is on a list of known illegal material.", NOT_MEASURED, "no hash list was used", 0, "—"),
     ]  # fmt: skip

@@ -94,7 +94,9 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
             }
             for row in pairs
         ],
-        statuses={status: sum(claim["status"] == status for claim in summary["claims"]) for status in ("pass", "fail", "not measured")},
+        statuses={
+            status: sum(claim["status"] == status for claim in summary["claims"]) for status in ("pass", "fail", "stale", "not measured")
+        },
     )
 
 
