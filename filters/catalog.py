@@ -29,7 +29,7 @@ class FilterSpec:
     """Of which images the promise speaks: "population": those in the data, known by a random sample; "curated": those like a
     collection of examples, for things too rare to be met in a random sample."""
     blurred: bool = False
-    """The report shows its images only after a click."""
+    """The report shows its images only after a click, and the label page only while the mouse is over them."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", self.name):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows import label_cli
 from flows.weights_cli import weights
 
 if TYPE_CHECKING:
@@ -165,15 +166,22 @@ def labels() -> None:
 @click.argument("table", type=click.Path(dir_okay=False), metavar="TABLE")
 @click.option("--origin", default="random", show_default=True, help="How the samples were drawn; decides whether they may certify.")
 @click.option("--person", required=True, help="Who labelled.")
-def labels_import(config: str, filter_name: str, table: str, origin: str, person: str) -> None:
-    """Adds labels from a table with the columns uid and value (1: must be dropped, 0: not).
+@click.option("--replace", is_flag=True, help="They overrule the store's labels where they differ; the old ones stay on record.")
+def labels_import(config: str, filter_name: str, table: str, origin: str, person: str, replace: bool) -> None:
+    """Adds labels from a table with the columns uid and value (1: must be dropped, 0: not), or from Label Studio's JSON.
 
     Example: winnow labels import photos.yaml people people.csv --person ada
     """
     settled = _settled(config)
     from tasks.labelling import import_table
 
-    click.echo(f"{import_table(settled, filter_name, table, origin=origin, person=person):,} labels added for {filter_name}")
+    added = import_table(settled, filter_name, table, origin=origin, person=person, replace=replace)
+    click.echo(f"{added:,} labels added for {filter_name}")
+
+
+cli.add_command(label_cli.label)
+labels.add_command(label_cli.labels_export)
+labels.add_command(label_cli.labels_agreement)
 
 
 @labels.command("ask")

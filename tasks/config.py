@@ -14,7 +14,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from filters.catalog import FILTERS
+from filters.drift import DriftConfig
+from filters.label_page.settings import PageConfig
 from filters.learning import LearnConfig
+from filters.relabel import RelabelConfig
 from models.clip_embedder import ClipConfig
 from models.recipes import RECIPES, STARTS_FROM
 from models.sampled import SampleConfig
@@ -45,10 +48,13 @@ class RunConfig:
     labels: str | None = None
     """A table (parquet or CSV) that answers instead of people: uid or url, and a column of 0 / 1 / empty for each filter."""
     label_store: str | None = None
-    """SQLite file of the labels; None: labels/labels.sqlite in the workspace."""
+    """SQLite file of the labels, or a postgresql:// url; None: labels/labels.sqlite in the workspace."""
+    label_page: PageConfig = field(default_factory=PageConfig)
     imports: dict[str, str] = field(default_factory=dict)
     """Filter -> folder of curated images that it must drop."""
     learn: LearnConfig = field(default_factory=LearnConfig)
+    relabel: RelabelConfig = field(default_factory=RelabelConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
     train: tuple[str, ...] = ("base", "noised-clip")
     """Recipes in models/training.py, trained one after the other."""

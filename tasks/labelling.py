@@ -53,7 +53,7 @@ def ask(config: RunConfig, filter_name: str, *, origin: str, count: int, out: st
     return len(uids), FILTERS[filter_name].policy
 
 
-def import_table(config: RunConfig, filter_name: str, table: str, *, origin: str, person: str) -> int:
+def import_table(config: RunConfig, filter_name: str, table: str, *, origin: str, person: str, replace: bool = False) -> int:
     """Adds a table's labels in one transaction; returns how many.
 
     Raises:
@@ -61,7 +61,8 @@ def import_table(config: RunConfig, filter_name: str, table: str, *, origin: str
     """
     _check(filter_name)
     with session(config) as storage, LabelStore.open(label_store_path(storage, config)) as store:
-        return import_labels(store, storage, filter_name, table, origin=origin, person=person, partitions=upstream.partitions(storage))
+        partitions = upstream.partitions(storage)
+        return import_labels(store, storage, filter_name, table, origin=origin, person=person, partitions=partitions, replace=replace)
 
 
 def _check(filter_name: str) -> None:

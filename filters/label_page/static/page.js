@@ -43,8 +43,22 @@ async function start() {
   for (const decision of outbox.entries()) remember(decision, false);
   setUp();
   if (session.ended) return end();
-  outbox.send();
+  await outbox.send();
+  await buryTabs();
   await claim();
+}
+
+// Tabs of this browser that are gone without a word give back what they held, once their decisions are saved.
+async function buryTabs() {
+  const known = JSON.parse(localStorage.getItem("winnow-tabs") ?? "[]");
+  const alive = new Set((await navigator.locks.query()).held.map((lock) => lock.name));
+  const living = known.filter((name) => alive.has(`winnow-tab-${name}`));
+  if (!outbox.entries().length) for (const name of known) if (!living.includes(name)) await letGo(name);
+  localStorage.setItem("winnow-tabs", JSON.stringify([...new Set([...(outbox.entries().length ? known : living), tab])]));
+}
+
+function letGo(name) {
+  return fetch("/api/release", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify({ tab: name }) }).catch(() => {});
 }
 
 function retryStart() {
@@ -88,7 +102,7 @@ function setUp() {
 function leave() {
   // Whatever was fetched ahead goes back to the others, unless decisions wait here: those images must not be given away.
   if (outbox.entries().length) return;
-  fetch("/api/release", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify({ tab }) }).catch(() => {});
+  letGo(tab);
 }
 
 // ---- items ----------------------------------------------------------------------------------------------------------------
@@ -106,7 +120,9 @@ async function claim() {
     });
     if (answer.status === 401) return close();
     if (!answer.ok) throw new Error(`status ${answer.status}`);
-    receive(await answer.json(), asked);
+    const body = await answer.json();
+    claiming = false; // what follows looks at it: nothing is on its way any more
+    receive(body, asked);
   } catch {
     pollTimer = setTimeout(claim, 1500);
     if (!queue.length) waiting();
