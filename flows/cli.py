@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import label_cli
+from flows.sampling_cli import edit, sample
 from flows.weights_cli import weights
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from winnow.partitions import StageRun
 
 CONFIG = click.argument("config", type=click.Path(dir_okay=False), metavar="CONFIG")
+AUDIT_SAMPLES = "audit-samples"
+"""Command of the stage `sample`: `winnow sample` is for people's own prompts."""
 WORKSPACE = click.argument("workspace", metavar="WORKSPACE")
 
 
@@ -110,11 +113,11 @@ for _name, _text in {
     "fit": "Labels, fits and certifies the filters.",
     "score": "The decision log: verdict and reasons of every listed sample.",
     "shard": "The kept samples as webdataset shards.",
-    "sample": "Images drawn by the trained model for captions of kept samples.",
+    AUDIT_SAMPLES: "Images drawn by the trained model for captions of kept samples.",
     "regurgitation": "How close the samples come to training images.",
     "report": "The audit report, from what is in the workspace.",
 }.items():
-    _stage(_name, _data(_name), _text)
+    _stage(_name, _data("sample" if _name == AUDIT_SAMPLES else _name), _text)
 
 
 @cli.group()
@@ -234,6 +237,8 @@ def verify(workspace: str) -> None:
 
 
 cli.add_command(weights)
+cli.add_command(sample)
+cli.add_command(edit)
 
 
 def _settled(path: str) -> "RunConfig":

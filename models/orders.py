@@ -87,6 +87,8 @@ class EditOrder:
     fill_in: FillIn | None = None
 
     def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ConfigError(f"strength must be more than 0 and at most 1, got {self.strength}")
         if self.mask is None and self.strength == 1:
             raise ConfigError("nothing of the picture would be left: give a mask (--mask) or a strength below 1 (--strength)")
 
