@@ -25,7 +25,7 @@ from winnow.storage import Storage
 from winnow.tables import write_table
 from winnow.workspace import filter_folder
 
-__all__ = ["FilterRun", "LabelPlan", "LearnConfig", "current_runs", "learn_filters"]
+__all__ = ["FilterRun", "LabelPlan", "LearnConfig", "current_runs", "learn_filters", "put_in_force"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,7 @@ def learn_filters(
     text_vectors: Mapping[str, np.ndarray],
     feature_digest: str,
     workers: int = 0,
+    in_force: bool = True,
 ) -> list[FilterRun]:
     """Brings every filter up to date with its labels.
 
@@ -61,6 +62,7 @@ def learn_filters(
         labeller: is asked for whatever batch is not in the store yet. None: people label elsewhere, and what is in the store is used.
         text_vectors: filter -> (prompts, dim) unit vectors of its seed prompts.
         feature_digest: of model and weights that made the embeddings: other features, other filters.
+        in_force: the new versions are what scoring uses from now on; False leaves that to `put_in_force`.
 
     Raises:
         NotEnoughLabels: names every filter that lacks labels, how many, and of which origin.
@@ -80,10 +82,16 @@ def learn_filters(
                 ask_near_boundary(storage, config, behind, partitions, labeller, store, folders, batch)
     fitted = _fit(storage, config, specs, partitions, store, feature_digest, workers, number=config.rounds, final=True)
     for spec in specs:
-        path, content = _current_path(spec.name), json.dumps({"version": fitted[spec.name][0]}) + "\n"
-        if not storage.exists(path) or storage.read_text(path) != content:
-            storage.write_text(path, content)
+        if in_force:
+            put_in_force(storage, spec.name, fitted[spec.name][0])
     return [_run(storage, name, version, fitted=is_new) for name, (version, is_new) in fitted.items()]
+
+
+def put_in_force(storage: Storage, name: str, version: str) -> None:
+    """From now on the filter is scored with this version; a file that says so already is left alone."""
+    path, content = _current_path(name), json.dumps({"version": version}) + "\n"
+    if not storage.exists(path) or storage.read_text(path) != content:
+        storage.write_text(path, content)
 
 
 def current_runs(storage: Storage, filters: Sequence[str]) -> list[FilterRun]:

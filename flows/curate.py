@@ -5,12 +5,13 @@ from prefect import flow
 from tasks.config import RunConfig
 from tasks.data import download, embed, manifest
 from tasks.filtering import fit, score, shard
+from tasks.relabelling import drift, tell_drift
 from tasks.session import session
 
 
 @flow
 def curate(config: RunConfig) -> None:
-    """Manifest, download, embed, fit, score, shard: does only what is new or changed."""
+    """Manifest, download, embed, fit, score, shard, and a look for drift: does only what is new or changed."""
     with session(config):
         manifest(config)
         download(config)
@@ -18,3 +19,5 @@ def curate(config: RunConfig) -> None:
         fit(config)
         score(config)
         shard(config)
+        drift(config)
+        tell_drift(config)

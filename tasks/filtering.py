@@ -29,11 +29,14 @@ def fit_stage(config: RunConfig) -> StageRun:
     partitions = upstream.partitions(storage)
     upstream.outputs(storage, "embed", partitions)
     weights = resolve_weights(config.embed)
+    # Gated: a filter with a version in force gets its next one from a round of relabelling (filters/relabel.py).
+    standing = current_runs(storage, config.filters) if config.relabel.gated else []
+    wanted = tuple(name for name in config.filters if name not in {run.name for run in standing})
     with LabelStore.open(label_store_path(storage, config)) as store:
-        runs = learn_filters(
+        runs = standing + learn_filters(
             storage,
             config.learn,
-            filters=config.filters,
+            filters=wanted,
             partitions=partitions,
             labeller=_labeller(storage, config, partitions),
             store=store,

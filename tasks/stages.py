@@ -4,6 +4,7 @@ from tasks.data import download_stage, embed_stage, manifest_stage
 from tasks.evaluation import regurgitation_stage, report_stage, sample_stage
 from tasks.filtering import fit_stage, score_stage, shard_stage
 from tasks.policy import Stage
+from tasks.relabelling import drift_stage
 from tasks.training import train_stage
 
 STAGES: dict[str, Stage] = {
@@ -13,6 +14,7 @@ STAGES: dict[str, Stage] = {
     "fit": fit_stage,
     "score": score_stage,
     "shard": shard_stage,
+    "drift": drift_stage,
     "train": train_stage,
     "sample": sample_stage,
     "regurgitation": regurgitation_stage,

@@ -1,8 +1,17 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from filters.drift import DriftConfig, measure_drift, stability_index, two_sample_test
+from filters.drift_watch import latest_drift, watch_drift
+from filters.promotion import paused_by, read_promotions
+from tests.filter_world import write_embeddings
+from winnow.decisions import schema
 from winnow.errors import ConfigError
+from winnow.run_files import FilterUsed
+from winnow.storage import Storage
+from winnow.tables import write_table
+from winnow.workspace import decisions, embeddings
 
 QUICK = DriftConfig(sample=80, permutations=199, min_p=0.01)
 
@@ -64,3 +73,49 @@ def test_a_handful_of_new_images_is_not_measured():
 def test_a_limit_that_permutations_cannot_reach_is_refused():
     with pytest.raises(ConfigError, match=r"cannot give a p-value of 0\.001; give at least 1000"):
         DriftConfig(permutations=100)
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Two partitions scored with a filter, and a third that comes later."""
+    storage = Storage(str(tmp_path))
+    used = FilterUsed(name="people", version="v1", threshold=1.0, certificate_sha256="0" * 64)
+    return storage, used
+
+
+def add(storage, name, *, seed, shift=0.0):
+    scores, rows = batch(np.random.default_rng(seed), n=300, shift=shift)
+    uids = sorted(f"{seed:04x}{number:028x}" for number in range(300))
+    write_embeddings(storage, embeddings(name), uids, rows, np.random.default_rng(seed))
+    columns = {"uid": uids, "verdict": ["kept"] * 300, "reasons": [[]] * 300, "score_people": scores}
+    write_table(storage, decisions(name), pa.table(columns, schema=schema(["people"])))
+
+
+def test_new_partitions_are_measured_once_against_those_there_were_and_a_drift_pauses_promotion(scored):
+    storage, used = scored
+    for number, name in enumerate(("a", "b")):
+        add(storage, name, seed=number)
+    assert watch_drift(storage, used, ["a", "b"], QUICK)["status"] == "not measured"
+    add(storage, "c", seed=3)
+    steady = watch_drift(storage, used, ["a", "b", "c"], QUICK)
+    assert steady["status"] == "steady" and steady["now"] and steady["reference_images"] == 600 and steady["new_images"] == 300
+    assert not watch_drift(storage, used, ["a", "b", "c"], QUICK)["now"]
+    assert paused_by(storage, "people") is None
+    add(storage, "d", seed=4, shift=3.0)
+    drifted = watch_drift(storage, used, ["a", "b", "c", "d"], QUICK)
+    assert drifted["status"] == "drifted" and drifted["partitions"] == ["c", "d"]
+    assert "stability index" in paused_by(storage, "people")["reason"]
+    watch_drift(storage, used, ["a", "b", "c", "d"], QUICK)
+    assert len(read_promotions(storage, "people")) == 1
+    assert latest_drift(storage, "people", "v1")["partitions"] == ["c", "d"]
+    assert latest_drift(storage, "people", "v2") is None
+
+
+def test_a_new_version_has_a_reference_of_its_own(scored):
+    storage, used = scored
+    add(storage, "a", seed=0)
+    watch_drift(storage, used, ["a"], QUICK)
+    add(storage, "b", seed=1, shift=3.0)
+    second = FilterUsed(name="people", version="v2", threshold=1.0, certificate_sha256="0" * 64)
+    assert watch_drift(storage, second, ["a", "b"], QUICK)["status"] == "not measured"
+    assert watch_drift(storage, used, ["a", "b"], QUICK)["status"] == "drifted"
