@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from models import training
+from models.catalog import find_model
 from models.checkpoints import newest_checkpoint, weights_digest
 from models.launch import launch
 from models.recipes import STARTS_FROM, stages_of
@@ -24,6 +25,7 @@ def train_stage(config: RunConfig) -> StageRun:
     storage = open_workspace(config.workspace)
     if not storage.is_local:
         raise ConfigError(f"training reads shards from a local disk, and {storage.url} is none: copy shards/ and train there")
+    find_vocabularies(config)
     shards = upstream.outputs_digest(storage, "shard")
     # A recipe that starts from another must wait for it. What was done in an earlier round is found done in the next.
     rounds = sorted({len(stages_of(name)) for name in config.train}) or [1]
@@ -34,6 +36,13 @@ def train_stage(config: RunConfig) -> StageRun:
         runs.append(run_step(train_model, works, storage, stage="train", version=training.VERSION, prune=last))
     ran = sum(run.ran for run in runs)
     return replace(runs[-1], ran=ran, skipped=len(runs[-1].partitions) - ran, seconds=sum(run.seconds for run in runs))
+
+
+def find_vocabularies(config: RunConfig) -> None:
+    """Fetches what the run's models read captions with, if it is not here. Raises MissingWeights, which says what to bring where."""
+    for name in config.train:
+        spec = find_model(training.RECIPES[name].model)
+        spec.tokenizer([], spec.context_length)
 
 
 def _work(config: RunConfig, name: str, shards: str) -> Work:

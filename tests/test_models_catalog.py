@@ -4,14 +4,18 @@ import gzip
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from models.catalog import MODELS
+from models.catalog import MODELS, TINY_BASE
 from models.noised_clip import NoisedClip
+from models.text import empty_captions
 from models.unet import UNet, num_parameters
+from winnow.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parity import SELECTION
@@ -68,6 +72,19 @@ def test_what_the_paper_states_of_the_large_models_is_what_they_have():
     assert (upsampler.model_channels, upsampler.text.width, upsampler.enlarge) == (384, 1024, "bicubic")
     assert MODELS["upsampler"].config.enlarge == "bilinear"
     assert all(config.text.width // config.text.num_heads == 64 for config in (base, upsampler))
+
+
+def test_an_upsampler_enlarges_as_its_config_says():
+    small = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for mode in ("bilinear", "bicubic"):
+        config = replace(TINY_BASE, upsample=True, enlarge=mode)
+        seen = []
+        model = UNet(config)
+        model.input_blocks[0].register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        model(torch.zeros(1, 3, 32, 32), torch.tensor([1]), *empty_captions(1, 24), low_res=small)
+        torch.testing.assert_close(seen[0][:, 3:], F.interpolate(small, size=(32, 32), mode=mode, align_corners=False))
+    with pytest.raises(ConfigError, match="enlarge must be bilinear or bicubic, got 'nearest'"):
+        replace(TINY_BASE, enlarge="nearest")
 
 
 def test_an_inpainting_model_has_four_input_channels_more_and_nothing_else(built):

@@ -12,6 +12,7 @@ from models.recipes import RECIPES
 from models.training import TrainSummary
 from tasks import training
 from tasks.config import RunConfig, run_config
+from winnow.errors import MissingWeights
 
 TRAIN = ("base-inpaint", "base-pretrain", "demo-base")
 
@@ -31,6 +32,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
     monkeypatch.setattr(training, "launch", launch)
     monkeypatch.setattr(training, "start_ray", lambda workers: None)
+    monkeypatch.setattr(training, "find_vocabularies", lambda config: None)
     monkeypatch.setattr("tasks.upstream.outputs_digest", lambda storage, stage: "shards")
     return calls
 
@@ -57,3 +59,11 @@ def test_a_finished_run_trains_nothing_again_until_an_early_stage_changes(tmp_pa
     monkeypatch.setitem(RECIPES, "base-pretrain", dataclasses.replace(RECIPES["base-pretrain"], seed=1))
     training.train_stage(run(tmp_path))
     assert [name for name, _ in launched[3:]] == ["base-pretrain", "base-inpaint"]
+
+
+def test_a_missing_vocabulary_stops_a_run_before_anything_is_curated(tmp_path, monkeypatch):
+    monkeypatch.setenv("WINNOW_GLIDE_BPE", str(tmp_path / "nowhere"))
+    with pytest.raises(MissingWeights, match=r"nowhere/encoder\.json\.gz is not there"):
+        training.find_vocabularies(run(tmp_path))
+    with pytest.raises(MissingWeights, match=r"nowhere/encoder\.json\.gz is not there"):
+        training.train_stage(run(tmp_path))
