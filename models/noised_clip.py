@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.kernels import is_plain
 from winnow.errors import ConfigError
 
 PIXEL_MEAN = (122.77093945, 116.74601272, 104.09373519)
@@ -88,10 +89,11 @@ class Attention(nn.Module):
         self.f_v = Linear(width, width, std=width**-0.5)
         self.f_c = Linear(width, width, std=width**-0.5 / (2 * num_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to the same."""
+    def forward(self, x: Tensor, *, num_asking: int | None = None) -> Tensor:
+        """(batch, tokens, width) to the same; or to (batch, num_asking, width), where only the first tokens ask all others."""
         h = self.ln(x)
-        q, k, v = (f(h).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for f in (self.f_q, self.f_k, self.f_v))
+        asked = ((self.f_q, h[:, :num_asking]), (self.f_k, h), (self.f_v, h))
+        q, k, v = (f(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for f, tokens in asked)
         return self.f_c(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
 
 
@@ -112,8 +114,9 @@ class Block(nn.Module):
         self.f_attn = Attention(width, num_heads, num_layers, causal=causal)
         self.f_mlp = MLP(width, num_layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.f_attn(x)
+    def forward(self, x: Tensor, *, num_asking: int | None = None) -> Tensor:
+        """(batch, tokens, width) to the same; or to (batch, num_asking, width), the first tokens only, without computing the others."""
+        x = x[:, :num_asking] + self.f_attn(x, num_asking=num_asking)
         return x + self.f_mlp(x)
 
 
@@ -176,7 +179,9 @@ class ImageTower(nn.Module):
         mean, std = (x_t.new_tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
         h = self.blocks["input"](((x_t + 1) * 127.5 - mean) / std, timesteps)
         for index in range(self.num_layers):
-            h = self.blocks[f"block_{index}"](h)
+            # Only the first token is read out, so the last block need not compute the others.
+            last = index == self.num_layers - 1 and not is_plain()
+            h = self.blocks[f"block_{index}"](h, num_asking=1 if last else None)
         return self.blocks["output"](h[:, 0])
 
 

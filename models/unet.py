@@ -6,6 +6,7 @@ that sees image and caption in one softmax.
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
@@ -73,6 +74,11 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """What the released 16-bit models keep in float32 as well: embedding, scale and shift, and the last layer."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class ResBlock(nn.Module):
     """Residual block that may halve or double the image. Takes the embedding of time and caption as a scale and a shift."""
 
@@ -97,7 +103,8 @@ class ResBlock(nn.Module):
         """(batch, in, height, width) and (batch, emb) to (batch, out, height', width')."""
         norm, _, conv = self.in_layers
         h = conv(self.resampled(norm(x, silu=True)))
-        scale, shift = self.emb_layers(emb)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
+        with in_float32(h):
+            scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         norm, _, dropout, conv = self.out_layers
         h = conv(dropout(norm(h, scale, shift, silu=True)))
         return self.skip_connection(self.resampled(x)) + h
@@ -228,7 +235,8 @@ class UNet(TextEncoder):
             low_res: (batch, 3, small, small) in [-1, 1]: what an upsampler enlarges.
         """
         embedded = timestep_embedding(timesteps, self.config.model_channels).to(next(self.time_embed.parameters()).dtype)
-        emb = self.time_embed(embedded) + text.pooled
+        with in_float32(x_t):
+            emb = self.time_embed(embedded) + text.pooled
         h = torch.cat([x_t, *self._beside(x_t, inpaint_image, inpaint_mask, low_res)], dim=1)
         if not is_plain():
             h = h.contiguous(memory_format=torch.channels_last)
@@ -240,7 +248,9 @@ class UNet(TextEncoder):
         for stage in self.output_blocks:
             h = self._run(stage, torch.cat([h, skips.pop()], dim=1), emb, text)
         norm, _, conv = self.out
-        return conv(norm(h, silu=True)).to(x_t.dtype, memory_format=torch.contiguous_format)
+        with in_float32(x_t):
+            output = conv(norm(h.to(cast(nn.Conv2d, conv).weight.dtype), silu=True))
+        return cast(Tensor, output.to(x_t.dtype, memory_format=torch.contiguous_format))
 
     def _run(self, stage: nn.Module, h: Tensor, emb: Tensor, text: TextEncoding) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
