@@ -1,7 +1,16 @@
-"""Which images to ask about next: those nearest the boundary, spread out, for near-duplicates teach nothing new.
+"""Which images to ask about next.
 
-GLIDE (arXiv:2112.10741, appendix F.1) labelled images near its violence filter's boundary over several rounds.
+A round has three parts, their shares by config:
+
+    boundary   images nearest the classifier's boundary, spread out over clusters, for near-duplicates teach nothing new
+    neighbour  nearest neighbours of hard positives, those that machines which had not seen them would have kept
+    control    images drawn at random: how a filter does on them is not coloured by what was asked
+
+GLIDE (arXiv:2112.10741, appendix F.1) labelled images near its violence filter's boundary over several rounds; the neighbours of
+misclassified positives are as OpenAI describes for the data of DALL-E 2.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +18,21 @@ POOL = 10
 """Images nearest the boundary that one image to ask about is chosen from."""
 PER_CLUSTER = 4
 """Images asked about from one cluster of the pool, on average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundParts:
+    """How many images of each part a round asks for."""
+
+    boundary: int
+    neighbour: int
+    control: int
+
+
+def parts_of_round(count: int, *, neighbour_share: float, control_share: float) -> RoundParts:
+    """Splits a round of `count` images; what the shares leave, and what rounding leaves, goes to the boundary."""
+    neighbour, control = int(count * neighbour_share), int(count * control_share)
+    return RoundParts(boundary=count - neighbour - control, neighbour=neighbour, control=control)
 
 
 def spread_out(distances: np.ndarray, features: np.ndarray, count: int) -> list[int]:

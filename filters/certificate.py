@@ -10,12 +10,27 @@ from sklearn.metrics import roc_auc_score
 
 from filters.bounds import Threshold, exact_interval, positives_needed, threshold_for_miss_rate
 from filters.catalog import FilterSpec
+from filters.cross_fitting import chance_kept_by_all
 from filters.splits import SPLITS
 
 RULE = (
     "Scores at or above the threshold are dropped. The threshold is the k-th smallest score of n calibration positives that the "
     "classifier never saw, with the largest k for which P(Beta(k, n + 1 - k) <= max_miss_rate) >= confidence; k follows from n alone."
 )
+RULE_K_FOLD = (
+    "Scores at or above the threshold are dropped. Every eligible positive is scored by one of {folds} machines, the one that was "
+    "fitted without its fold; the threshold is the k-th smallest of these n scores, k as if they were of one machine: the largest for "
+    "which P(Beta(k, n + 1 - k) <= max_miss_rate) >= confidence. In force is the mean of the {folds} machines."
+)
+GUARANTEE = {
+    "held_out": "Proven with the stated confidence, whatever the features and scores: the calibration positives took no part in fitting.",
+    "k_fold": (
+        "An estimate, weaker than a held-out proof: the machines that set the threshold differ a little from their mean, which is in "
+        "force, and C and gamma were chosen on the same labels. Proven (cross-conformal prediction; folds of equal size) is only: on "
+        "average over draws of the labels, an image to be dropped is kept by all {folds} machines with a chance of at most "
+        "2k / (n + 1) + (1 - {folds} / n) / ({folds} + 1), here {chance}."
+    ),
+}
 JOINT = (
     "The chances of error of several filters add up: with m filters at {confidence} each, all promises hold together with at least "
     "100 % - m x {error}; three filters: {three}."
@@ -35,6 +50,18 @@ class Labelled:
     """Names in filters/splits.py, or "missing" for images that are no longer there."""
     scores: np.ndarray
     """(n,) float64, NaN for missing ones."""
+    held_out: np.ndarray | None = None
+    """(n,) float64 scores by machines that did not see the row, NaN for rows that were not fitted on; given for a k-fold certificate."""
+    folds: int = 0
+    """Machines that `held_out` comes from."""
+
+    def calibration_positives(self) -> np.ndarray:
+        """The scores that set the threshold."""
+        if self.held_out is None:
+            return self.of("calibrate", 1)
+        chosen = np.array([name == "calibrate" for name in self.splits], dtype=bool) & (self.values == 1)
+        found: np.ndarray = self.held_out[chosen]
+        return found[np.isfinite(found)]  # others were not fitted on: there were more than max_fit_positives
 
     def of(self, split: str, value: int) -> np.ndarray:
         """The scores of a split's positives or negatives."""
@@ -53,21 +80,25 @@ def certify(spec: FilterSpec, labelled: Labelled) -> tuple[Threshold, dict[str, 
     Raises:
         NotEnoughLabels: too few positives were kept for calibration.
     """
-    threshold = threshold_for_miss_rate(labelled.of("calibrate", 1), spec.max_miss_rate, spec.confidence)
+    threshold = threshold_for_miss_rate(labelled.calibration_positives(), spec.max_miss_rate, spec.confidence)
+    kind = "held_out" if labelled.held_out is None else "k_fold"
+    chance = percent(chance_kept_by_all(threshold.k, threshold.n, labelled.folds)) if kind == "k_fold" else ""
     random = [value for value, origin in zip(labelled.values.tolist(), labelled.origins, strict=True) if origin == "random"]
     return threshold, {
         "filter": spec.name,
         "title": spec.title,
         "policy": spec.policy,
         "scope": spec.scope,
-        "sentence": sentence(spec, threshold, len(random)),
+        "certificate": kind,
+        "sentence": sentence(spec, threshold, len(random), kind),
+        "guarantee": GUARANTEE[kind].format(folds=labelled.folds, chance=chance),
         "max_miss_rate": spec.max_miss_rate,
         "confidence": spec.confidence,
-        "rule": RULE,
+        "rule": RULE if kind == "held_out" else RULE_K_FOLD.format(folds=labelled.folds),
         "num_positives": threshold.n,
         "rank": threshold.k,
         "threshold": threshold.value,
-        "confidence_reached": threshold.confidence_reached,
+        "confidence_reached": threshold.confidence_reached if kind == "held_out" else None,
         "positives_needed": positives_needed(spec.max_miss_rate, spec.confidence),
         "joint_confidence": JOINT.format(
             confidence=percent(spec.confidence), error=percent(1 - spec.confidence), three=percent(max(0.0, 1 - 3 * (1 - spec.confidence)))
@@ -80,9 +111,17 @@ def certify(spec: FilterSpec, labelled: Labelled) -> tuple[Threshold, dict[str, 
     }
 
 
-def sentence(spec: FilterSpec, threshold: Threshold, num_random: int) -> str:
+def sentence(spec: FilterSpec, threshold: Threshold, num_random: int, kind: str = "held_out") -> str:
     """The promise in words for a reader who knows no statistics."""
     share, sure = percent(spec.max_miss_rate), percent(spec.confidence)
+    if kind == "k_fold":
+        what = f"the images in the data that the filter {spec.title!r} is meant to drop"
+        if spec.scope == "curated":
+            what = f"images like the collected examples of {spec.title!r}"
+        return (
+            f"Estimated by cross-validation, not proven: at most {share} of {what} slip through. The threshold was set by "
+            f"{threshold.n:,} labelled ones, each scored by a classifier that had not seen it; the classifier in force has seen them all."
+        )
     if spec.scope == "population":
         return (
             f"With {sure} confidence, at most {share} of the images in the data that the filter {spec.title!r} is meant to drop "

@@ -3,8 +3,9 @@
 `filters/<name>/<version>/`:
     labelled.parquet    what it is fitted from: uid, value, origin, batch, split, group, feature (null: image no longer there)
     svm.safetensors     the machine (filters/svm.py)
-    learning.json       label counts, everything cross-validation tried, results on the test split
-    labels.parquet      uid, value, origin, batch, split, group, score
+    learning.json       label counts, everything cross-validation tried, results on the test split; of a final version its learning
+                        curve (filters/learning_curve.py), of another the positives it has not understood
+    labels.parquet      uid, value, origin, batch, split, group, score; of a k-fold certificate held_out_score, too
     certificate.json    of a final version only (filters/certificate.py)
 """
 
@@ -18,19 +19,23 @@ import pyarrow as pa
 from filters.bounds import positives_needed
 from filters.catalog import FilterSpec
 from filters.certificate import Labelled, certify, count_labels, percent, test_results
-from filters.decision_values import Scorer
+from filters.cross_fitting import CrossFit, cross_fit, hard_positives
+from filters.decision_values import Scorer, Svm
 from filters.labels import Label
+from filters.learning_curve import learning_curve
 from filters.search import Features, feature_rows
-from filters.splits import SplitConfig, assign_splits, is_eligible, near_duplicate_groups
+from filters.splits import CertificateKind, SplitConfig, assign_splits, is_eligible, near_duplicate_groups
 from filters.svm import TAIL, Fit, SvmConfig, fit_svm, svm_to_bytes, thin
 from winnow.configs import STRICT
-from winnow.errors import NotEnoughLabels
+from winnow.errors import ConfigError, NotEnoughLabels
 from winnow.partitions import Outcome
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import filter_folder
 
-VERSION = 1
+VERSION = 2
+HARD_POSITIVES = 50
+"""Positives whose neighbours are searched, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +46,17 @@ class FitConfig:
 
     split: SplitConfig = field(default_factory=SplitConfig)
     svm: SvmConfig = field(default_factory=SvmConfig)
+    certificate: CertificateKind = "held_out"
+
+    @property
+    def shares(self) -> SplitConfig:
+        """Shares of the splits, as the kind of certificate has them."""
+        return self.split.for_kind(self.certificate)
+
+    @property
+    def fits_on(self) -> frozenset[str]:
+        """Splits that are fitted on."""
+        return frozenset({"fit"} if self.certificate == "held_out" else {"fit", "calibrate"})
 
 
 def labelled_table(spec: FilterSpec, config: FitConfig, labels: list[Label], found: Features) -> pa.Table:
@@ -55,7 +71,7 @@ def labelled_table(spec: FilterSpec, config: FitConfig, labels: list[Label], fou
         [label.origin for label in present],
         groups,
         scope=spec.scope,
-        config=config.split,
+        config=config.shares,
     )
     placed = {label.uid: (str(split), group) for label, split, group in zip(present, splits, groups, strict=True)}
     dim = found.features.shape[1]
@@ -79,7 +95,7 @@ def what_is_missing(spec: FilterSpec, config: FitConfig, labelled: pa.Table, *, 
     rows = list(zip(value, origin, split, strict=True))
     lacking = []
     for wanted, word in ((1, "positives"), (0, "negatives")):
-        found = sum(v == wanted and s == "fit" for v, _, s in rows)
+        found = sum(v == wanted and s in config.fits_on for v, _, s in rows)
         if found < config.svm.min_fit_labels:
             lacking.append(f"{found} {word} to fit on, at least {config.svm.min_fit_labels} are needed")
     needed = positives_needed(spec.max_miss_rate, spec.confidence)
@@ -93,7 +109,7 @@ def what_is_missing(spec: FilterSpec, config: FitConfig, labelled: pa.Table, *, 
 
 
 def _how_many_more(spec: FilterSpec, config: FitConfig, rows: list[tuple[int, str, str]], lacking: int) -> str:
-    share = config.split.calibrate_share
+    share = config.shares.calibrate_share
     if spec.scope == "curated":
         return f"collect about {lacking / share:,.0f} more examples (origin import; {percent(share)} of them calibrate)"
     random = [value for value, origin, _ in rows if origin == "random"]
@@ -134,41 +150,66 @@ def fit_filter(
     present = np.flatnonzero([split != "missing" for split in splits])
     features = feature_rows(labelled.column("feature").drop_null())
 
-    place = np.flatnonzero([splits[row] == "fit" for row in present])  # among those present
-    easy = np.array([origins[present[i]] == "random" for i in place], dtype=bool)
+    place = np.flatnonzero([splits[row] in config.fits_on for row in present])  # among those present
+    # Calibration positives are never thinned: fewer of them would prove less.
+    easy = np.array([origins[present[i]] == "random" and splits[present[i]] == "fit" for i in place], dtype=bool)
     chosen = place[thin(values[present[place]], easy, [uids[present[i]] for i in place], config.svm)]
+    rows, truth, names = features[chosen], values[present[chosen]], [groups[present[i]] for i in chosen]
     try:
-        fit = fit_svm(features[chosen], values[present[chosen]], [groups[present[i]] for i in chosen], config.svm)
+        fit = fit_svm(rows, truth, names, config.svm)
     except NotEnoughLabels as problem:
         raise NotEnoughLabels(f"{name}: {problem}") from problem
-    scores = np.full(len(uids), np.nan)
-    scores[present] = Scorer([fit.svm]).scores(features)[:, 0]
-    result = Labelled(values=values, origins=origins, groups=groups, splits=splits, scores=scores)
+    except ConfigError as problem:
+        raise ConfigError(f"{name}: {problem}; embed it anew") from problem
+    many = _cross_fitted(fit, rows, truth, names, config.svm) if config.certificate == "k_fold" or not final else None
+    svm = fit.svm if many is None or config.certificate == "held_out" else many.mean
+    scores, held_out = np.full(len(uids), np.nan), np.full(len(uids), np.nan)
+    scores[present] = Scorer([svm]).scores(features)[:, 0]
+    if many is not None:
+        held_out[present[chosen]] = many.held_out
+    result = Labelled(
+        values=values, origins=origins, groups=groups, splits=splits, scores=scores,
+        held_out=held_out if config.certificate == "k_fold" else None, folds=many.folds if many is not None else 0,
+    )  # fmt: skip
 
     outputs = [f"{folder}/labelled.parquet", f"{folder}/svm.safetensors", f"{folder}/labels.parquet", f"{folder}/learning.json"]
-    storage.write_bytes(outputs[1], svm_to_bytes(fit.svm))
+    storage.write_bytes(outputs[1], svm_to_bytes(svm))
     scored = labelled.drop_columns(["feature"]).append_column("score", pa.array(scores, pa.float64(), from_pandas=True))
+    if result.held_out is not None:
+        scored = scored.append_column("held_out_score", pa.array(held_out, pa.float64(), from_pandas=True))
     write_table(storage, outputs[2], scored)
-    learning = _learning(fit, values[present[chosen]])
+    learning = _learning(fit, svm, truth)
     threshold = learning["query_threshold"]
+    if not final and many is not None:
+        hard = hard_positives(many.held_out, truth, max(0.0, threshold), HARD_POSITIVES)
+        learning["hard_positives"] = [uids[present[chosen[row]]] for row in hard]
     if final:
+        learning["curve"] = learning_curve(
+            rows, truth, names, cost=fit.cost, gamma=fit.gamma, folds=config.svm.folds, held_out=fit.held_out
+        )
         found, certificate = certify(spec, result)
         threshold = found.value
         outputs.append(f"{folder}/certificate.json")
-        statements = {"version": version, "cross_validation": learning["cross_validation"], "num_support_vectors": len(fit.svm.dual)}
+        statements = {"version": version, "cross_validation": learning["cross_validation"], "num_support_vectors": len(svm.dual)}
         _write_json(storage, outputs[-1], {**certificate, **digests, **asked, **statements})
     about = {"filter": name, "version": version, "final": final, "labels": count_labels(result), "test": test_results(result, threshold)}
     _write_json(storage, outputs[3], {**learning, **about})
-    return Outcome(outputs=tuple(outputs), counts={"labels": len(uids), "support_vectors": len(fit.svm.dual)})
+    return Outcome(outputs=tuple(outputs), counts={"labels": len(uids), "support_vectors": len(svm.dual)})
 
 
-def _learning(fit: Fit, values: np.ndarray) -> dict[str, Any]:
+def _cross_fitted(fit: Fit, rows: np.ndarray, truth: np.ndarray, names: list[str], config: SvmConfig) -> CrossFit:
+    groups_of = (len({name for name, value in zip(names, truth.tolist(), strict=True) if value == wanted}) for wanted in (0, 1))
+    folds = min(config.many_folds, *groups_of)
+    return cross_fit(rows, truth, names, cost=fit.cost, gamma=fit.gamma, folds=folds)
+
+
+def _learning(fit: Fit, svm: Svm, values: np.ndarray) -> dict[str, Any]:
     # Where to ask next. Calibration positives have no say in it, or they would shape the machine that they are to judge.
     query = float(np.quantile(fit.held_out[values == 1], TAIL))
     return {
         "cross_validation": {"chosen": {"cost": fit.cost, "gamma": fit.gamma}, "tried": list(fit.grid)},
         "fitted_on": {"positive": int((values == 1).sum()), "negative": int((values == 0).sum())},
-        "num_support_vectors": len(fit.svm.dual),
+        "num_support_vectors": len(svm.dual),
         "query_threshold": query,
     }
 

@@ -7,25 +7,27 @@ all that decides it. So a killed run goes on where it stopped, and with unchange
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from filters.asking import ask_at_random, ask_by_text, ask_near_boundary, imported, label_imports
+from filters.asking import ask_at_random, ask_by_text, ask_round, batches_of_round, imported, label_imports
 from filters.catalog import FilterSpec, filter_specs
 from filters.fitting import VERSION, FitConfig, fit_filter, labelled_table, what_is_missing
+from filters.label_records import Label
 from filters.labellers import Labeller
 from filters.labels import LabelStore
 from filters.plan import LabelPlan, LearnConfig
 from filters.search import Features, find_features, join_features, read_features
 from winnow.digests import SHORT, digest
-from winnow.errors import NotEnoughLabels
+from winnow.errors import ConfigError, NotEnoughLabels
 from winnow.partitions import run_step
 from winnow.receipts import Work, list_done
 from winnow.storage import Storage
 from winnow.tables import write_table
 from winnow.workspace import filter_folder
 
-__all__ = ["FilterRun", "LabelPlan", "LearnConfig", "current_runs", "learn_filters", "put_in_force"]
+__all__ = ["FilterRun", "LabelPlan", "LearnConfig", "current_runs", "learn_filters", "put_in_force", "stopping_advice"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +76,11 @@ def learn_filters(
         ask_at_random(storage, config, specs, partitions, labeller, store)
         ask_by_text(storage, config, specs, partitions, labeller, store, text_vectors)
         for number in range(config.rounds):
-            batch = f"boundary-{number + 1}"
-            behind = [spec for spec in specs if config.plan_of(spec.name).boundary_labels and not store.has_batch(spec.name, batch)]
+            behind = [spec for spec in specs if not batches_of_round(config, spec.name, number + 1) <= store.batches(spec.name).keys()]
             if behind:
                 fitted = _fit(storage, config, behind, partitions, store, feature_digest, workers, number=number, final=False)
                 folders = {name: filter_folder(name, version) for name, (version, _) in fitted.items()}
-                ask_near_boundary(storage, config, behind, partitions, labeller, store, folders, batch)
+                ask_round(storage, config, behind, partitions, labeller, store, folders, number + 1)
     fitted = _fit(storage, config, specs, partitions, store, feature_digest, workers, number=config.rounds, final=True)
     for spec in specs:
         if in_force:
@@ -127,19 +128,23 @@ def _fit(
     final: bool,
 ) -> dict[str, tuple[str, bool]]:
     """Filter -> its version, and whether it was fitted now."""
-    stage, settings = f"fit-{number}", FitConfig(split=config.split, svm=config.svm)
-    works = {spec.name: _work(storage, spec, settings, store, feature_digest, final=final) for spec in specs}
+    stage, settings = f"fit-{number}", FitConfig(split=config.split, svm=config.svm, certificate=config.certificate)
+    # A round that was cut short is asked for by the version that began it, which had not seen the round's own labels.
+    later = {spec.name: frozenset() if final else batches_of_round(config, spec.name, number + 1) for spec in specs}
+    labels = {name: [label for label in store.labels(name) if label.batch not in later[name]] for name in later}
+    works = {spec.name: _work(storage, spec, settings, store, labels[spec.name], feature_digest, final=final) for spec in specs}
     standing = {(done.partition, done.fingerprint) for done in list_done(storage, stage)}
     stale = [spec for spec in specs if (spec.name, works[spec.name].fingerprint(stage, VERSION)) not in standing]
     if stale:
-        _prepare(storage, settings, stale, works, partitions, store, final=final)
+        _prepare(storage, settings, stale, works, partitions, labels, final=final)
     run_step(fit_filter, works.values(), storage, stage=stage, version=VERSION, workers=workers, prune=False)
     new = {spec.name for spec in stale}
     return {name: (work.unhashed["version"], name in new) for name, work in works.items()}
 
 
-def _work(storage: Storage, spec: FilterSpec, settings: FitConfig, store: LabelStore, feature_digest: str, *, final: bool) -> Work:
-    labels = store.labels(spec.name)
+def _work(
+    storage: Storage, spec: FilterSpec, settings: FitConfig, store: LabelStore, labels: list[Label], feature_digest: str, *, final: bool
+) -> Work:
     unanswered: dict[str, int] = {}
     answered = {label.uid for label in labels}
     for uid, origins in store.asked(spec.name).items():
@@ -155,11 +160,25 @@ def _work(storage: Storage, spec: FilterSpec, settings: FitConfig, store: LabelS
         "spec": spec,
         "config": settings,
         "digests": {"labels_digest": inputs["labels"], "feature_digest": feature_digest},
-        "asked": {"unanswered": dict(sorted(unanswered.items())), "policy_versions": store.policy_versions(spec.name)},
+        "asked": {"unanswered": dict(sorted(unanswered.items())), "policy_versions": store.policy_versions(spec.name)} if final else {},
         "final": final,
     }
     version = digest({"inputs": inputs, "arguments": arguments, "step": VERSION})[:SHORT]
     return Work(name=spec.name, inputs=inputs, arguments=arguments, unhashed={"version": version})
+
+
+def stopping_advice(storage: Storage, run: FilterRun) -> dict[str, Any]:
+    """What more labels would buy a certified filter: points, twice, advice (filters/learning_curve.py).
+
+    Raises:
+        ConfigError: the version was fitted before learning curves were measured.
+    """
+    path = f"{run.folder}/learning.json"
+    content: dict[str, Any] = json.loads(storage.read_bytes(path))
+    if "curve" not in content:
+        raise ConfigError(f"{path} has no learning curve; fit {run.name} anew")
+    curve: dict[str, Any] = content["curve"]
+    return curve
 
 
 def _prepare(
@@ -168,13 +187,12 @@ def _prepare(
     specs: Sequence[FilterSpec],
     works: Mapping[str, Work],
     partitions: Sequence[str],
-    store: LabelStore,
+    labels: Mapping[str, list[Label]],
     *,
     final: bool,
 ) -> None:
     """Lays labels and features ready for the fits, in one pass over the embeddings. Raises NotEnoughLabels for all filters at once."""
-    labels = {spec.name: store.labels(spec.name) for spec in specs}
-    wanted = {label.uid for of_one in labels.values() for label in of_one}
+    wanted = {label.uid for spec in specs for label in labels[spec.name]}
     found = find_features(storage, partitions, wanted) if wanted else join_features([])
     tables = {}
     for spec in specs:

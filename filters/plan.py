@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from filters.catalog import FILTERS, FilterSpec
-from filters.splits import SplitConfig
+from filters.splits import CertificateKind, SplitConfig
 from filters.svm import SvmConfig
 from winnow.configs import STRICT
 from winnow.errors import ConfigError
@@ -22,12 +22,19 @@ class LabelPlan:
     text_search_labels: int = 300
     """Nearest to the filter's seed prompts."""
     boundary_labels: int = 200
-    """Nearest to the classifier's boundary, each round."""
+    """Each round: nearest to the classifier's boundary, but for the shares below."""
+    neighbour_share: float = 0.2
+    """Of a round: nearest neighbours of positives that machines which had not seen them would have kept."""
+    control_share: float = 0.1
+    """Of a round: drawn at random, so that progress is measured without bias. They may calibrate and test as all random labels may."""
 
     def __post_init__(self) -> None:
         for name in ("random_labels", "text_search_labels", "boundary_labels"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"learn.plan.{name} must be 0 or more, got {getattr(self, name)}")
+        shares = self.neighbour_share, self.control_share
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError(f"learn.plan.neighbour_share and control_share must be shares of a round, got {shares[0]} and {shares[1]}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +52,15 @@ class LearnConfig:
     """Times the boundary is asked about."""
     seed: int = 0
     """Of the random draw."""
+    certificate: CertificateKind = "held_out"
+    """What a promise rests on. "held_out": positives that took no part in fitting; a proof. "k_fold": every positive fits and
+    calibrates, scored by a machine that did not see it; for few labels, an estimate with a weaker proof (docs/certificates.md)."""
     split: SplitConfig = field(default_factory=SplitConfig)
     svm: SvmConfig = field(default_factory=SvmConfig)
 
     def __post_init__(self) -> None:
+        if self.certificate not in get_args(CertificateKind):
+            raise ConfigError(f"learn.certificate must be one of {', '.join(get_args(CertificateKind))}, got {self.certificate!r}")
         if self.rounds < 0:
             raise ConfigError(f"learn.rounds must be 0 or more, got {self.rounds}")
         for setting in ("overrides", "promises"):

@@ -17,12 +17,18 @@ from filters.catalog import Scope
 from winnow.configs import STRICT
 from winnow.errors import ConfigError
 
+CertificateKind = Literal["held_out", "k_fold"]
+"""How positives prove a promise: kept from fitting, or cross-fitted (filters/certificate.py)."""
 Split = Literal["fit", "calibrate", "test", "unused"]
 SPLITS: tuple[Split, ...] = ("fit", "calibrate", "test", "unused")
 MAX_HAMMING = 6
 """Bits in which the 64-bit difference hashes of near-duplicates differ at most. Alone it takes plain pictures for each other."""
 MIN_COSINE = 0.97
 """Cosine of the features of near-duplicates, at least."""
+
+
+EVERYTHING = 2.0**-40
+"""Shares that leave less than this leave nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +41,12 @@ class SplitConfig:
     """Finds the threshold, and proves it: 1 % at 95 % takes 299 positives here."""
     test_share: float = 0.2
     """Checks the result once more, on labels that took part in nothing."""
+
+    def for_kind(self, kind: CertificateKind) -> "SplitConfig":
+        """For a k-fold certificate all that is not tested calibrates, and fits as well."""
+        if kind == "held_out":
+            return self
+        return SplitConfig(calibrate_share=1 - self.test_share - EVERYTHING, test_share=self.test_share)
 
     def __post_init__(self) -> None:
         if not (0 < self.calibrate_share < 1 and 0 <= self.test_share < 1 and self.calibrate_share + self.test_share < 1):

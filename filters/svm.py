@@ -30,6 +30,8 @@ class SvmConfig:
     gamma_scales: tuple[float, ...] = (0.5, 1.0, 2.0)
     """gamma, as multiples of 1 / (dim x variance of the features)."""
     folds: int = 3
+    many_folds: int = 10
+    """Folds of the cross-validation that finds hard positives, and of a k-fold certificate."""
     max_fit_negatives: int = 2000
     """More negatives than this are thinned: time grows with their square. Those that were hard to find stay."""
     max_fit_positives: int = 2000
@@ -41,6 +43,8 @@ class SvmConfig:
             values = getattr(self, field)
             if not values or not all(0 < value < np.inf for value in values):
                 raise ConfigError(f"svm.{field} must be positive numbers, got {values}")
+        if self.many_folds < 2:
+            raise ConfigError(f"svm.many_folds must be at least 2, got {self.many_folds}")
         if self.folds < 2 or self.min_fit_labels < self.folds:
             raise ConfigError(f"svm.folds must be at least 2 and at most min_fit_labels, got {self.folds} and {self.min_fit_labels}")
         if min(self.max_fit_negatives, self.max_fit_positives) < self.min_fit_labels:
@@ -118,13 +122,15 @@ def fit_svm(features: np.ndarray, labels: np.ndarray, groups: Sequence[str], con
         found = len({group for group, label in zip(groups, labels, strict=True) if label == value})
         if found < config.min_fit_labels:
             raise NotEnoughLabels(f"{found} {name} to fit on (near-duplicates counted once), at least {config.min_fit_labels} are needed")
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise ConfigError(f"features must be finite numbers; {len(bad)} of {len(features)} rows are not, the first is row {bad[0]}")
     rows = features.astype(np.float64)
     variance = float(rows.var())
     if variance == 0:
         raise ValueError("all features are the same number: nothing can be told apart by them")
     scale = 1 / (rows.shape[1] * variance)
-    lengths = (rows**2).sum(axis=1)
-    distances = np.maximum(lengths[:, None] + lengths[None, :] - 2 * rows @ rows.T, 0)
+    distances = squared_distances(features)
     fold_of = deal_folds(groups, labels, config.folds)
 
     grid: list[dict[str, float]] = []
@@ -155,6 +161,14 @@ def fit_svm(features: np.ndarray, labels: np.ndarray, groups: Sequence[str], con
         gamma=gamma,
     )
     return Fit(svm=svm, cost=cost, gamma=gamma, grid=tuple(grid), held_out=held_out)
+
+
+def squared_distances(features: np.ndarray) -> np.ndarray:
+    """(n, dim) -> (n, n) float64 squared distances between rows."""
+    rows = features.astype(np.float64)
+    lengths = (rows**2).sum(axis=1)
+    distances: np.ndarray = np.maximum(lengths[:, None] + lengths[None, :] - 2 * rows @ rows.T, 0)
+    return distances
 
 
 def svm_to_bytes(svm: Svm) -> bytes:

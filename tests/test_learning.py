@@ -13,6 +13,7 @@ from filters.asking import images_to_label
 from filters.catalog import FILTERS
 from filters.decision_values import Scorer
 from filters.label_files import import_labels
+from filters.label_records import ORIGINS
 from filters.labellers import TableLabeller
 from filters.labels import LabelStore
 from filters.learning import LabelPlan, LearnConfig, current_runs, learn_filters
@@ -53,6 +54,13 @@ def read(world, run, name):
     return json.loads(world.storage.read_bytes(f"{run.folder}/{name}"))
 
 
+def asked_in(world, name):
+    """Origin -> images it was asked about by."""
+    with LabelStore.open(world.storage.full("labels/labels.sqlite")) as store:
+        found = store.asked(name)
+    return {origin: {uid for uid, origins in found.items() if origin in origins} for origin in ORIGINS if origin != "audit"}
+
+
 @pytest.fixture(scope="module")
 def learned_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -79,9 +87,13 @@ def test_each_filter_is_labelled_fitted_and_certified(learned):
         certificate = read(world, run, "certificate.json")
         assert certificate["threshold"] == run.threshold
         assert certificate["version"] == run.version
-        assert run.num_labels == 600 + 40 + 30 + (90 if run.name == "hate_symbol" else 0)
-        assert set(certificate["labels"]) == {"random", "text_search", "boundary"} | ({"import"} if run.name == "hate_symbol" else set())
-        for origin in ("text_search", "boundary"):
+        asked = asked_in(world, run.name)
+        assert {origin: len(asked[origin]) for origin in ("text_search", "boundary")} == {"text_search": 40, "boundary": 21}
+        assert len(asked["random"]) == 600 + 3
+        assert len(asked["neighbour"]) == 6
+        assert run.num_labels == len(set().union(*asked.values()))
+        assert set(certificate["labels"]) == {origin for origin, uids in asked.items() if uids}
+        for origin in ("text_search", "boundary", "neighbour"):
             assert set(certificate["labels"][origin]) <= {"fit", "unused"}
     assert current_runs(world.storage, NAMES) == [dataclasses.replace(run, fitted=False) for run in runs]
 
@@ -130,7 +142,8 @@ def test_the_decision_log_scores_as_the_certificate_does(learned):
 
 def test_near_duplicates_are_counted(learned):
     world, runs = learned
-    assert read(world, runs[0], "certificate.json")["near_duplicates"] == {"images": 670, "groups": 670, "largest_group": 1}
+    n = runs[0].num_labels
+    assert read(world, runs[0], "certificate.json")["near_duplicates"] == {"images": n, "groups": n, "largest_group": 1}
 
 
 def test_prevalence_is_that_of_the_random_labels_alone(learned):
@@ -138,7 +151,7 @@ def test_prevalence_is_that_of_the_random_labels_alone(learned):
     labels = pq.read_table(world.storage.full(f"{runs[0].folder}/labels.parquet")).to_pylist()
     random = [row["value"] for row in labels if row["origin"] == "random"]
     prevalence = read(world, runs[0], "certificate.json")["prevalence"]
-    assert (prevalence["count"], prevalence["n"]) == (sum(random), 600)
+    assert (prevalence["count"], prevalence["n"]) == (sum(random), 603)
     assert prevalence["low"] < 0.3 < prevalence["high"]
 
 
@@ -167,11 +180,11 @@ class Interrupted(Exception):
     pass
 
 
-# Batches: collected, 3 random, 3 by text, 3 at the boundary. Writes: 3 inputs of fit-0, then 3 files and a receipt each; the same
-# and a certificate each for fit-1; current.json thrice.
+# Batches: collected, 3 random, 3 by text, 3 at the boundary, 3 of neighbours, 3 controls. Writes: 3 inputs of fit-0, then 3 files and a
+# receipt each; the same and a certificate each for fit-1; current.json thrice.
 @pytest.mark.parametrize(
     ("owner", "method", "at"),
-    [(LabelStore, "add_batch", at) for at in (0, 2, 5, 8)] + [(Storage, "write_bytes", at) for at in (1, 4, 6, 19, 25, 35)],
+    [(LabelStore, "add_batch", at) for at in (0, 2, 5, 8, 11, 14)] + [(Storage, "write_bytes", at) for at in (1, 4, 6, 19, 25, 35)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_run_killed_anywhere_and_resumed_ends_in_the_same_bytes(learned_once, tmp_path, monkeypatch, owner, method, at):
@@ -213,18 +226,26 @@ def test_other_features_make_new_versions_from_the_same_labels(learned):
 
 
 def test_asking_for_more_random_labels_draws_those_that_are_lacking(learned):
-    world, runs = learned
+    world, _ = learned
     more = dataclasses.replace(CONFIG, plan=dataclasses.replace(PLAN, random_labels=650))
     again = learn(world, more, filters=("people",))
-    assert again[0].num_labels == runs[0].num_labels + 50 - _met_before(world)
+    asked = asked_in(world, "people")
+    assert len(asked["random"]) == 653
+    assert again[0].num_labels == len(set().union(*asked.values()))
     assert learn(world, more, filters=("people",))[0].version == again[0].version
 
 
 def test_another_round_asks_near_the_boundary_once_more(learned):
-    world, runs = learned
+    world, _ = learned
     twice = dataclasses.replace(CONFIG, rounds=2)
     (again,) = learn(world, twice, filters=("people",))
-    assert again.num_labels == runs[0].num_labels + 30
+    asked = asked_in(world, "people")
+    assert {origin: len(asked[origin]) for origin in ("random", "boundary", "neighbour")} == {
+        "random": 606,
+        "boundary": 42,
+        "neighbour": 12,
+    }
+    assert again.num_labels == len(set().union(*asked.values()))
     assert learn(world, twice, filters=("people",)) == [dataclasses.replace(again, fitted=False)]
 
 
@@ -285,7 +306,12 @@ def test_images_that_nobody_could_judge_are_counted(tmp_path):
             return [None if i % 10 == 0 else answer for i, answer in enumerate(answers)]
 
     (run,) = learn(world, filters=("people",), labeller=Unsure())
-    assert read(world, run, "certificate.json")["unanswered"] == {"boundary": 3, "random": 60, "text_search": 4}
+    assert read(world, run, "certificate.json")["unanswered"] == {
+        "boundary": 3,
+        "neighbour": 1,
+        "random": 61,
+        "text_search": 4,
+    }
 
 
 def test_images_that_went_away_are_counted_and_harm_nothing(learned):

@@ -11,6 +11,9 @@ from winnow.run_files import FilterUsed, read_json
 from winnow.storage import Storage
 from winnow.tables import read_table
 
+HELD_OUT_SCORE = "held_out_score"
+"""Column of labels.parquet that sets the threshold of a k-fold certificate."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
@@ -69,6 +72,9 @@ def recompute(certificate: Certificate, labels: pa.Table) -> Recomputed:
         if score is not None:  # else the image is no longer there
             by_split.setdefault((split, int(value)), []).append(score)
     calibration = by_split.get(("calibrate", 1), [])
+    if HELD_OUT_SCORE in labels.column_names:  # a k-fold certificate: each positive scored by a machine that did not see it
+        held_out = zip(table["value"], table["split"], labels[HELD_OUT_SCORE].to_pylist(), strict=True)
+        calibration = [score for value, split, score in held_out if score is not None and split == "calibrate" and value == 1]
     found = promised_threshold(calibration, certificate.max_miss_rate, certificate.confidence)
     positives, clean = by_split.get(("test", 1), []), by_split.get(("test", 0), [])
     return Recomputed(

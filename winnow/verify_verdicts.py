@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from winnow.certificates import read_certificate, recompute
+from winnow.certificates import HELD_OUT_SCORE, read_certificate, recompute
 from winnow.decisions import coarsened, score_column
 from winnow.findings import Ledger
 from winnow.machines import TOLERANCE, Machine, feature_rows, read_machine
@@ -57,7 +57,7 @@ def _check_label_scores(storage: Storage, used: FilterUsed, ledger: Ledger) -> N
     if not storage.exists(path):
         return
     labels, labelled = read_table(storage, used.labels_path), read_table(storage, path)
-    shared = [name for name in labels.column_names if name != "score"]
+    shared = [name for name in labels.column_names if name not in ("score", HELD_OUT_SCORE)]
     for name in shared:
         if labels[name].to_pylist() != labelled[name].to_pylist():
             ledger.add("certificates", used.labels_path, f"filter {used.name}: column {name} differs from {path}")
