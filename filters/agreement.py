@@ -73,8 +73,8 @@ def agreement(
         raw=_exact(both_yes + both_no, int(cells.sum()), confidence),
         positive=_doubled(_exact(both_yes, both_yes + differing, confidence)),
         negative=_doubled(_exact(both_no, both_no + differing, confidence)),
-        kappa=_drawn(cohens_kappa(cells), cohens_kappa(draws), confidence),
-        ac1=_drawn(gwets_ac1(cells), gwets_ac1(draws), confidence),
+        kappa=_drawn(cohens_kappa(cells) if cells.any() else np.nan, cohens_kappa(draws), confidence),
+        ac1=_drawn(gwets_ac1(cells) if cells.any() else np.nan, gwets_ac1(draws), confidence),
     )
 
 
@@ -110,7 +110,7 @@ def _doubled(jaccard: Share) -> Share:
     return Share(value=value, low=low, high=high)
 
 
-def _drawn(value: np.ndarray, draws: np.ndarray, confidence: float) -> Share:
+def _drawn(value: np.ndarray | float, draws: np.ndarray, confidence: float) -> Share:
     if not np.isfinite(value):
         return Share(value=None, low=None, high=None)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])

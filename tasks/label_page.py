@@ -131,7 +131,7 @@ def _new_batch(
 def _draw(storage: Storage, config: RunConfig, store: LabelStore, filter_name: str, origin: str, count: int) -> list[str]:
     partitions = upstream.partitions(storage)
     upstream.outputs(storage, "embed", partitions)
-    runs = current_runs(storage, [filter_name])
+    runs = current_runs(storage, [filter_name]) if origin == "boundary" else []
     return images_to_label(
         storage,
         filter_name,
@@ -183,7 +183,7 @@ def _versions(storage: Storage, filter_name: str) -> tuple[dict[str, Any], ...]:
             certificate = json.loads(storage.read_bytes(path))
             dropped = certificate.get("test", {}).get("clean_dropped") or {}
             if dropped.get("share") is not None:
-                labels = sum(sum(counts.values()) for by_split in certificate["labels"].values() for counts in by_split.values())
+                labels = sum(sum(counts.values()) for by_split in certificate.get("labels", {}).values() for counts in by_split.values())
                 found.append({"labels": labels, "clean_dropped": {name: dropped[name] for name in ("share", "low", "high")}})
     return tuple(sorted(found, key=lambda version: version["labels"]))
 

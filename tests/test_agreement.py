@@ -27,7 +27,7 @@ def test_values_equal_those_computed_from_the_answers_themselves(cells):
     second = np.repeat([1, 0, 1, 0], cells)
     found = agreement(*cells)
     if sum(cells) == 0:
-        assert found.raw.value is None
+        assert found.raw.value is found.kappa.value is found.ac1.value is None
         return
     assert found.raw.value == pytest.approx((first == second).mean())
     if cells[0] + cells[1] + cells[2]:
@@ -101,7 +101,7 @@ def test_pairs_count_the_latest_answers_of_people_and_leave_tables_and_honeypots
     ]
     assert pairs_of_people(rows) == {("ada", "bob"): (1, 1, 1, 0)}
     assert overall(pairs_of_people(rows).values()).raw.value == pytest.approx(1 / 3)
-    assert overall([]).raw.value is None
+    assert overall([]).raw.value is overall([]).kappa.value is None
 
 
 def test_each_person_is_told_by_pace_haste_and_planted_positives():

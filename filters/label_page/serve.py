@@ -71,6 +71,7 @@ def _listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen(128)  # now, so that a link opened as soon as it is printed is answered a moment later and not refused
     except OSError as problem:
         listening.close()
         raise ConfigError(f"port {port} of {HOST} cannot be used: {problem.strerror}. Give another one (--port).") from problem
