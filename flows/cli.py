@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows import label_cli
+from flows import filter_cli, label_cli
 from flows.sampling_cli import edit, sample
 from flows.weights_cli import weights
 
@@ -113,6 +113,7 @@ for _name, _text in {
     "fit": "Labels, fits and certifies the filters.",
     "score": "The decision log: verdict and reasons of every listed sample.",
     "shard": "The kept samples as webdataset shards.",
+    "drift": "Are new images still like those the filters were certified on? A drift pauses promotion.",
     AUDIT_SAMPLES: "Images drawn by the trained model for captions of kept samples.",
     "regurgitation": "How close the samples come to training images.",
     "report": "The audit report, from what is in the workspace.",
@@ -185,6 +186,9 @@ def labels_import(config: str, filter_name: str, table: str, origin: str, person
 cli.add_command(label_cli.label)
 labels.add_command(label_cli.labels_export)
 labels.add_command(label_cli.labels_agreement)
+cli.add_command(filter_cli.audit)
+cli.add_command(filter_cli.filter_group)
+cli.add_command(filter_cli.relabel)
 
 
 @labels.command("ask")

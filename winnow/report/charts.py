@@ -206,3 +206,61 @@ def distances(near: dict[str, object]) -> Markup:
         f"any kept image: closest {near['closest_nearest']}, median {near['median_nearest']}"
     )
     return _svg(bottom + 36, "Distances between samples and training images", description, body)
+
+
+def share_curve(points: Sequence[tuple[int, float, float, float]], title: str, unit: str) -> Markup:
+    """A share with its interval by a count, on a logarithmic axis: (count, share, low, high), counts rising."""
+    left, right, top, height = 64, 20, 12, 170
+    base = top + height
+    counts = [max(point[0], 1) for point in points]
+    first, last = math.log(counts[0]), math.log(counts[-1])
+    highest = max(max(point[3] for point in points), 1e-6) * 1.05
+
+    def x_of(count: float) -> float:
+        return left + 24 + (WIDTH - left - right - 48) * ((math.log(count) - first) / (last - first) if last > first else 0.5)
+
+    def y_of(share: float) -> float:
+        return base - height * share / highest
+
+    body = []
+    for value in ticks(0, highest, 4):
+        body += [
+            _line(left, y_of(value), WIDTH - right, y_of(value), "grid"),
+            _text(left - 8, y_of(value) + 4, f"{100 * value:.3g} %", "tick", "end"),
+        ]
+    body.append(
+        f'<polyline class="smooth" points="{" ".join(f"{x_of(c):.1f},{y_of(p[1]):.1f}" for c, p in zip(counts, points, strict=True))}"/>'
+    )
+    for count, (_, share, low, high) in zip(counts, points, strict=True):
+        x = x_of(count)
+        body += [_line(x, y_of(low), x, y_of(high), "whisker"), _line(x - 4, y_of(low), x + 4, y_of(low), "whisker")]
+        body += [_line(x - 4, y_of(high), x + 4, y_of(high), "whisker")]
+        tip = f"{count:,} labels: {share:.2%}, 95 % interval {low:.2%} to {high:.2%}"
+        body.append(f'<circle cx="{x:.1f}" cy="{y_of(share):.1f}" r="4" class="point"><title>{escape(tip)}</title></circle>')
+        body.append(_text(x, base + 17, f"{count:,}", "tick", "middle"))
+    body += [_line(left, base, WIDTH - right, base, "axis"), _text((left + WIDTH - right) / 2, base + 36, unit, "tick", "middle")]
+    words = "; ".join(f"{count:,}: {point[1]:.2%}" for count, point in zip(counts, points, strict=True))
+    return _svg(base + 42, title, words, body)
+
+
+def whisker(share: float | None, low: float, high: float, top: float, mark: float | None = None) -> Markup:
+    """A share and its interval as a small bar for a table's cell; all of it ends at `top`.
+
+    Args:
+        mark: where all others together lie: a thin line.
+    """
+    width, height = 150.0, 16.0
+
+    def x_of(value: float) -> float:
+        return 2 + (width - 4) * min(value / top, 1) if top > 0 else 2
+
+    body = [_bar(0, 6, width, 4, "track"), _bar(x_of(low), 6, x_of(high) - x_of(low), 4, "range")]
+    if mark is not None:
+        body.append(_line(x_of(mark), 1, x_of(mark), 15, "mean"))
+    words = "no images"
+    if share is not None:
+        body.append(f'<circle cx="{x_of(share):.1f}" cy="8" r="4" class="point"/>')
+        words = f"{share:.2%}, {low:.2%} to {high:.2%}"
+    return Markup(
+        f'<svg class="whisker" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(words)}">' + "".join(body) + "</svg>"
+    )
