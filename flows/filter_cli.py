@@ -54,9 +54,8 @@ def audit_draw(
     )
     batch = draw(settled, filter_name, plan, person=person or getpass.getuser())
     click.echo(f"{batch.wanted:,} images in batch {batch.name} of {filter_name}. {overlap} people answer each:")
-    click.echo(
-        f"winnow label {config} {filter_name} --mode audit --batch {batch.name} --person NAME\nThen: winnow audit result {config} {filter_name}"
-    )
+    click.echo(f"winnow label {config} {filter_name} --mode audit --batch {batch.name} --person NAME")
+    click.echo(f"Then: winnow audit result {config} {filter_name} --batch {batch.name}")
 
 
 @audit.command("result")
@@ -127,9 +126,9 @@ def filter_resume(config: str, filter_name: str, reason: str, person: str | None
 
 @filter_group.command("automation")
 def filter_automation() -> None:
-    """Adds to the Prefect server: a drift pauses the relabel deployment. Once, after deploying.
+    """Adds to the Prefect server that PREFECT_API_URL names: a drift pauses the relabel deployment. Once, after deploying.
 
-    Example: PREFECT_API_URL=http://127.0.0.1:4200/api winnow filter automation
+    Example: winnow filter automation
     """
     from flows.automations import ship_drift_automation
 
