@@ -131,6 +131,16 @@ def test_bfloat16_trains_float32_weights(tmp_path, shards):
     assert losses(tmp_path / "out")[1][1] < 20
 
 
+def test_gradient_checkpointing_trains_the_same_weights_and_may_be_switched_on_half_way(tmp_path, shards):
+    train(base(), shards, tmp_path / "whole")
+    train(base(num_steps=4), shards, tmp_path / "switched")
+    train(base(gradient_checkpointing=True), shards, tmp_path / "switched")
+    one, other = (load_file(tmp_path / folder / "step-000006" / "ema.safetensors") for folder in ("whole", "switched"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    with pytest.raises(ConfigError, match="gradient_checkpointing must be off for a noised CLIP"):
+        clip(gradient_checkpointing=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"lr": 2e-3}, r"lr 0\.001 instead of 0\.002"), ({"seed": 1}, "seed 0 instead of 1"), ({"num_steps": 4}, "6 steps already")],
