@@ -55,7 +55,10 @@ def photos(tmp_path: Path) -> Path:
     (tmp_path / "manifest.yaml").write_text(
         "name: m\nsources:\n- {name: s, path: urls.csv, licence: CC0-1.0, columns: {url: url, caption: caption}}\n"
     )
-    (tmp_path / "run.yaml").write_text("workspace: out\nmanifest: manifest.yaml\nembed: {model: demo}\n")
+    (tmp_path / "run.yaml").write_text(
+        # Demo recipes: the others read a vocabulary that must be fetched.
+        "workspace: out\nmanifest: manifest.yaml\nembed: {model: demo}\ntrain: [demo-base]\nsample: {recipe: demo-base}\n"
+    )
     return tmp_path
 
 
