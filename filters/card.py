@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 CLOSEST = 12
 GLIDE_CAVEAT = (
-    "The filter that this one follows is a warning: GLIDE's hate-symbol filter knew two symbols common in the West, and its authors "
-    "found that the model may draw others more readily, and that the data leans towards Western concepts (model card of GLIDE, "
-    "arXiv:2112.10741). A collection knows what its collectors know."
+    "GLIDE's own filter is a warning: for hate symbols it was aimed at two, both known from the West, and its authors say that the model "
+    "may draw others more readily, and that its data lean towards Western concepts (model card of GLIDE (filtered), arXiv:2112.10741). "
+    "A collection holds what its collectors know."
 )
 
 
