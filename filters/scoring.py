@@ -39,6 +39,24 @@ def score_works(storage: Storage, runs: Sequence[FilterRun], *, raw: Mapping[str
         yield Work(name=partition, inputs=inputs, arguments={"filters": filters})
 
 
+def check_features(storage: Storage, runs: Sequence[FilterRun], feature_digest: str) -> None:
+    """Refuses filters that were fitted on features of another model than those at hand: their scores would mean nothing.
+
+    Args:
+        feature_digest: of model, weights and precision that make the embeddings now.
+
+    Raises:
+        ConfigError: names the first such filter.
+    """
+    for run in runs:
+        fitted_on = json.loads(storage.read_bytes(f"{run.folder}/certificate.json")).get("feature_digest")
+        if fitted_on != feature_digest:
+            raise ConfigError(
+                f"{run.name} {run.version} was fitted on features of another model (digest {fitted_on}, "
+                f"those at hand have {feature_digest}). Run `winnow embed CONFIG` and `winnow fit CONFIG`: the labels are kept."
+            )
+
+
 def filters_used(storage: Storage, runs: Sequence[FilterRun]) -> list[dict[str, Any]]:
     """Name, version, threshold and certificate of each filter, as in decisions/filters.json."""
     return [

@@ -69,6 +69,7 @@ def score_stage(config: RunConfig) -> StageRun:
     storage = open_workspace(config.workspace)
     partitions = upstream.partitions(storage)
     runs = filter_runs(storage, config)
+    scoring.check_features(storage, runs, feature_digest(config.embed, resolve_weights(config.embed).sha256))
     works = scoring.score_works(
         storage,
         runs,

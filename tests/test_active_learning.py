@@ -1,6 +1,11 @@
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from filters.active_learning import cluster, spread_out
+from filters.active_learning import RoundParts, cluster, parts_of_round, spread_out
+from filters.plan import LabelPlan, LearnConfig
+from winnow.errors import ConfigError
 
 
 def blobs(sizes, seed=0):
@@ -42,3 +47,28 @@ def test_equal_images_make_no_trouble_and_the_choice_is_the_same_each_time():
     chosen = spread_out(np.zeros(40), features, 8)
     assert chosen == spread_out(np.zeros(40), features, 8)
     assert len(set(chosen)) == 8
+
+
+@given(st.integers(0, 500), st.floats(0, 0.5), st.floats(0, 0.5))
+def test_the_parts_of_a_round_are_the_round(count, neighbour_share, control_share):
+    parts = parts_of_round(count, neighbour_share=neighbour_share, control_share=control_share)
+    assert parts.boundary + parts.neighbour + parts.control == count
+    assert min(parts.boundary, parts.neighbour, parts.control) >= 0
+    assert parts.neighbour <= count * neighbour_share and parts.control <= count * control_share
+
+
+def test_a_round_of_two_hundred_by_default():
+    plan = LabelPlan()
+    parts = parts_of_round(plan.boundary_labels, neighbour_share=plan.neighbour_share, control_share=plan.control_share)
+    assert parts == RoundParts(boundary=140, neighbour=40, control=20)
+
+
+@pytest.mark.parametrize("shares", [{"neighbour_share": -0.1}, {"neighbour_share": 0.7, "control_share": 0.4}])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(ConfigError, match="must be shares of a round"):
+        LabelPlan(**shares)
+
+
+def test_a_kind_of_certificate_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"learn\.certificate must be one of held_out, k_fold, got 'hope'"):
+        LearnConfig(certificate="hope")

@@ -16,15 +16,18 @@ from filters.label_files import import_labels
 from filters.label_records import ORIGINS
 from filters.labellers import TableLabeller
 from filters.labels import LabelStore
-from filters.learning import LabelPlan, LearnConfig, current_runs, learn_filters
+from filters.learning import LabelPlan, LearnConfig, current_runs, learn_filters, stopping_advice
 from filters.scoring import filters_used, score_partition
-from filters.search import find_features
+from filters.search import find_features, read_features
 from filters.splits import SplitConfig
 from filters.svm import SvmConfig, svm_from_bytes
-from tests.filter_world import add_partition, make_world
+from tests.filter_world import add_partition, make_world, write_embeddings
+from winnow.certificates import read_certificate, read_labels, recompute
 from winnow.decisions import coarsened
-from winnow.errors import ConfigError, NotEnoughLabels
+from winnow.errors import ConfigError, NotEnoughLabels, StepFailed
+from winnow.run_files import FilterUsed
 from winnow.storage import Storage
+from winnow.workspace import embeddings
 
 PLAN = LabelPlan(random_labels=600, text_search_labels=40, boundary_labels=30)
 CONFIG = LearnConfig(plan=PLAN, svm=SvmConfig(costs=(1.0, 10.0), gamma_scales=(1.0,)))
@@ -367,6 +370,109 @@ def test_people_are_told_what_to_label_and_their_labels_count(tmp_path):
         "text_search": 40 - _met_before(world),
         "boundary": 30,
     }
+
+
+def test_neighbours_of_what_was_not_understood_are_asked_about(learned):
+    world, _ = learned
+    with LabelStore.open(world.storage.full("labels/labels.sqlite")) as store:
+        batch = {row.uid for row in store.rows("violence", batch="neighbour-1")}
+        versions = [path.split("/")[2] for path in world.storage.walk("filters/violence") if path.endswith("learning.json")]
+        contents = {version: json.loads(world.storage.read_bytes(f"filters/violence/{version}/learning.json")) for version in versions}
+        ((version, first),) = [(version, content) for version, content in contents.items() if not content["final"]]
+        labels = {row["uid"]: row for row in pq.read_table(world.storage.full(f"filters/violence/{version}/labelled.parquet")).to_pylist()}
+        assert first["hard_positives"] and all(
+            labels[uid]["value"] == 1 and labels[uid]["split"] == "fit" for uid in first["hard_positives"]
+        )
+        hard = np.array([labels[uid]["feature"] for uid in first["hard_positives"]], dtype=np.float64)
+        found = find_features(world.storage, world.partitions, world.truth.keys())
+        free = [row for row, uid in enumerate(found.uids) if uid not in labels]
+        cosines = found.features[free] @ (hard / np.linalg.norm(hard, axis=1, keepdims=True)).T
+        # The nearest of those that nobody was asked about, but for those that the boundary part of the round took.
+        boundary = {row.uid for row in store.rows("violence", batch="boundary-1")}
+        nearest = [next(found.uids[free[i]] for i in np.argsort(-column) if found.uids[free[i]] not in boundary) for column in cosines.T]
+        assert len(batch) == 6 and set(nearest[:6]) <= batch
+        settings = {"partitions": world.partitions, "store": store, "seed": 0, "text_vectors": world.text_vectors}
+        more = images_to_label(world.storage, "violence", "neighbour", 5, folder=f"filters/violence/{version}", **settings)
+        assert len(set(more)) == 5 and not set(more) & store.asked("violence").keys()
+
+
+def test_what_more_labels_would_buy_is_told(learned):
+    world, runs = learned
+    for run in runs:
+        told = stopping_advice(world.storage, run)
+        assert told == read(world, run, "learning.json")["curve"]
+        assert told["points"][-1]["labels"] == sum(read(world, run, "learning.json")["fitted_on"].values())
+        assert told["advice"].startswith(f"With {told['points'][-1]['labels']} labels to fit on")
+    world.storage.write_text(f"{runs[0].folder}/learning.json", "{}")
+    with pytest.raises(ConfigError, match="has no learning curve; fit people anew"):
+        stopping_advice(world.storage, runs[0])
+
+
+def test_a_k_fold_certificate_lets_every_label_fit_and_calibrate_and_says_what_it_is_worth(learned):
+    world, runs = learned
+    config = dataclasses.replace(CONFIG, certificate="k_fold")
+    (people,) = learn(world, config, filters=("people",))
+    assert people.version != runs[0].version
+    certificate, held = read(world, people, "certificate.json"), read(world, runs[0], "certificate.json")
+    assert (certificate["certificate"], held["certificate"]) == ("k_fold", "held_out")
+    assert certificate["sentence"].startswith("Estimated by cross-validation, not proven: at most 10 %")
+    assert certificate["guarantee"].startswith("An estimate, weaker than a held-out proof") and "10 machines" in certificate["guarantee"]
+    assert held["guarantee"].startswith("Proven with the stated confidence")
+    assert certificate["confidence_reached"] is None and held["confidence_reached"] >= 0.95
+    labels = pq.read_table(world.storage.full(f"{people.folder}/labels.parquet")).to_pylist()
+    eligible = [row for row in labels if row["origin"] == "random" and row["value"] == 1]
+    calibrating = [row["held_out_score"] for row in eligible if row["split"] == "calibrate"]
+    assert len(calibrating) + sum(row["split"] == "test" for row in eligible) == len(eligible)
+    assert certificate["num_positives"] == len(calibrating) > 1.4 * held["num_positives"]
+    assert certificate["threshold"] == people.threshold == sorted(calibrating)[certificate["rank"] - 1]
+    assert all(row["held_out_score"] is None for row in labels if row["split"] == "test")
+    # An auditor comes to the same threshold, and the machine in force gives the scores that stand beside it.
+    used = FilterUsed(name="people", version=people.version, threshold=people.threshold, certificate_sha256="")
+    again = recompute(read_certificate(world.storage, used), read_labels(world.storage, used))
+    assert (again.num_positives, again.rank, again.threshold) == (len(calibrating), certificate["rank"], people.threshold)
+    features = find_features(world.storage, world.partitions, [row["uid"] for row in labels])
+    scores = Scorer([svm_from_bytes(world.storage.read_bytes(f"{people.folder}/svm.safetensors"))]).scores(features.features)[:, 0]
+    assert scores.tolist() == [row["score"] for row in labels if row["uid"] in set(features.uids)]
+    # What it estimates: it was 10 % of positives at most.
+    truth = {uid: label[0] for uid, label in world.truth.items()}
+    everything = find_features(world.storage, world.partitions, [uid for uid, value in truth.items() if value == 1])
+    machine = Scorer([svm_from_bytes(world.storage.read_bytes(f"{people.folder}/svm.safetensors"))])
+    assert np.mean(machine.scores(everything.features)[:, 0] < people.threshold) <= 0.1
+    log = score_partition(world.storage, world.partitions[0], filters=filters_used(world.storage, [people]))
+    assert log.counts["dropped_by_people"] > 0
+
+
+def test_a_k_fold_certificate_needs_the_positives_of_its_rule_too(tmp_path):
+    world = make_world(tmp_path)
+    plan = dataclasses.replace(PLAN, random_labels=60)
+    config = dataclasses.replace(CONFIG, plan=plan, certificate="k_fold")
+    with pytest.raises(NotEnoughLabels, match=r"people: \d+ calibration positives, .* takes 29: label about \d+ more"):
+        learn(world, config, filters=("people",))
+
+
+def test_labels_of_one_class_alone_are_refused(tmp_path):
+    world = make_world(tmp_path)
+
+    class Yes:
+        name = "yes"
+
+        def answer(self, filter_name, uids):
+            return [1] * len(uids)
+
+    with pytest.raises(NotEnoughLabels, match="people: 0 negatives to fit on, at least 10 are needed"):
+        learn(world, filters=("people",), labeller=Yes())
+
+
+def test_features_that_are_no_numbers_are_refused_before_anything_is_fitted(tmp_path):
+    world = make_world(tmp_path)
+    path = embeddings(world.partitions[0])
+    found = read_features(world.storage, path)
+    rows = found.features.copy()
+    rows[:, 0] = np.nan
+    write_embeddings(world.storage, path, found.uids, rows, np.random.default_rng(0))
+    with pytest.raises((StepFailed, ConfigError), match="features must be finite numbers"):
+        learn(world, filters=("people",))
+    assert current_runs(world.storage, ("people",)) == []
 
 
 @pytest.mark.parametrize(

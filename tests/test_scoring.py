@@ -168,6 +168,15 @@ def test_features_that_are_no_numbers_are_refused_by_name(world, runs):
     assert not world.storage.exists(decisions(PART))
 
 
+def test_filters_fitted_on_features_of_another_model_are_refused(world, runs):
+    for run in runs:
+        world.storage.write_text(f"{run.folder}/certificate.json", '{"feature_digest": "vit"}')
+    scoring.check_features(world.storage, runs, "vit")
+    world.storage.write_text(f"{runs[1].folder}/certificate.json", '{"feature_digest": "resnet"}')
+    with pytest.raises(ConfigError, match=r"violence v1 was fitted on .* another model \(digest resnet, .* have vit\)\. Run `winnow"):
+        scoring.check_features(world.storage, runs, "vit")
+
+
 def test_only_what_changed_is_scored_again(world, runs):
     digests = {name: "1" for name in world.partitions}
 
