@@ -73,10 +73,10 @@ class Edit:
 
     @property
     def shown(self) -> dict[str, Tensor]:
-        """What a network trained to fill in is given beside x_t."""
+        """What a network trained to fill in is given beside x_t. It blanks out what is not known itself."""
         if self.known is None or self.fill_in != "model":
             return {}
-        return {"inpaint_image": self.image * self.known, "inpaint_mask": self.known}
+        return {"inpaint_image": self.image, "inpaint_mask": self.known}
 
     def with_known(self, x: Tensor) -> Tensor:
         """Images (n, 3, size, size) with the known region as it is in the image."""

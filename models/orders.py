@@ -27,6 +27,7 @@ from models.samplers import settled_schedule
 from models.sampling import SampleSettings, device_for
 from winnow.errors import ConfigError
 
+MOST_SEED = 2**63
 Seen = Callable[[int, int], None]
 """Told how many images are finished, and of how many; with an upsampler each counts twice."""
 
@@ -68,6 +69,11 @@ class Order:
             raise ConfigError(f"at least 1 sample of each prompt must be drawn, got {self.num_samples}")
         if self.keep is not None and not 1 <= self.keep <= self.num_samples:
             raise ConfigError(f"of {self.num_samples} samples a prompt between 1 and {self.num_samples} can be kept, not {self.keep}")
+        if not 0 <= self.seed <= MOST_SEED - len(self.prompts) * self.num_samples:
+            raise ConfigError(f"seed must be 0 or more, and all samples' seeds less than 2^63, got {self.seed}")
+        for prompt in self.prompts:
+            if not prompt.isascii() and not _is_text(prompt):
+                raise ConfigError(f"the prompt {prompt[:40]!r} is no text: it holds bytes that are not UTF-8")
         # All that is wrong is said before weights are read, which takes a while.
         settled_schedule(*self.settings.settled, find_model(self.model).schedule())
         device_for(self.device)
@@ -91,6 +97,15 @@ class EditOrder:
             raise ConfigError(f"strength must be more than 0 and at most 1, got {self.strength}")
         if self.mask is None and self.strength == 1:
             raise ConfigError("nothing of the picture would be left: give a mask (--mask) or a strength below 1 (--strength)")
+
+
+def _is_text(prompt: str) -> bool:
+    """Not so for what a shell passed on that is in another encoding than UTF-8."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def fill(order: Order, edited: EditOrder | None = None, *, seen: Seen | None = None) -> int:

@@ -109,6 +109,13 @@ def test_crops_of_an_image_do_not_depend_on_the_others():
     torch.testing.assert_close(pair[4:], alone)
 
 
+def test_crops_follow_from_the_seed_of_their_image():
+    guide = PublicClipGuide(clip=ColourClip(), scale=1.0, num_crops=3)
+    x, t = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([300])
+    one, same, other = (guide.gradient(batch(["red"], [seed]))(x, t) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.allclose(one, other)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_take_the_colour_that_clip_is_asked_for(sampler):
     spec = small_spec()

@@ -75,6 +75,14 @@ def test_an_edited_picture_keeps_what_is_black_in_the_mask_at_both_sizes(cascade
         assert not torch.equal(edited[0], edited[1])
 
 
+def test_a_model_that_was_trained_to_fill_in_does_unless_told_otherwise(cascade):
+    base = Models(base=cascade.base)
+    usual, trained, replaced = (
+        edit(base, scene(), ["a"], seeds=[1], mask=hole(), fill_in=way, settings=FAST) for way in (None, "model", "replacement")
+    )
+    assert torch.equal(usual, trained) and not torch.equal(usual, replaced)
+
+
 def test_a_picture_drawn_anew_stays_like_itself_if_little_noise_is_put_on_it():
     models = Models(base=loaded("base"))
     target = ((picture_to_tensor(scene(), 8)[0] + 1) * 127.5).permute(1, 2, 0)

@@ -156,6 +156,20 @@ def test_every_sampler_says_what_it_is_and_draws_the_distribution_it_is_given(sa
     assert found.std().item() == pytest.approx(STD, abs=0.02)
 
 
+def test_ddim_with_eta_draws_noise_and_draws_the_distribution_it_is_given():
+    whole = make_schedule("squaredcos_cap_v2")
+    schedule, process = whole.respaced(kept_timesteps(1000, "100")), gaussian_denoiser(whole)
+    x_T = torch.randn(1, 3, 23, 29, generator=torch.Generator().manual_seed(0))
+
+    def drawn(eta: float, seed: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed)]
+        return SAMPLERS["ddim"].run(Process(denoise=process.denoise, schedule=schedule, generators=generators, eta=eta), x_T)
+
+    assert torch.equal(drawn(0.0, 1), drawn(0.0, 2))
+    assert (drawn(1.0, 1) - drawn(1.0, 2)).std() > STD
+    assert drawn(1.0, 1).std().item() == pytest.approx(STD, abs=0.02)
+
+
 def test_ddim_backwards_finds_the_noise_that_ddim_makes_the_image_of():
     whole = make_schedule("linear")
     process = gaussian_denoiser(whole)

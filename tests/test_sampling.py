@@ -34,26 +34,34 @@ def model(spec: ModelSpec) -> UNet:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sample_is_the_same_alone_and_among_others(spec, model, sampler):
-    settings = SampleSettings(sampler=sampler, steps="5", eta=0.5 if sampler == "ddim" else 0.0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = SampleSettings(sampler=sampler, steps="4", eta=0.5 if sampler == "ddim" else 0.0)
 
     def drawn(rows: list[int]) -> torch.Tensor:
-        return draw_samples(model, spec, [PROMPTS[row] for row in rows], seeds=[row + 10 for row in rows], settings=settings, device=device)
+        return draw_samples(model, spec, [PROMPTS[row] for row in rows], seeds=[row + 10 for row in rows], settings=settings, device="cpu")
 
     alone = drawn([3])[0]
-    for others in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 3, 1]):
+    for others in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 3]):
         assert (drawn(others)[others.index(3)] - alone).abs().max() <= 1e-5 * max(1, alone.abs().max().item())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sample_in_one_batch_with_others_differs_by_rounding_only(spec, model, sampler):
     # From where x_0 is 164 times as uncertain as eps; from the whole process's last step it is 20,000 times.
-    settings = SampleSettings(sampler=sampler, steps="snr6")
-    seeds = [3, 1, 4, 1, 5, 9, 2]
-    together, apart = (draw_samples(model, spec, PROMPTS, seeds=seeds, settings=settings, batch_size=size, device="cpu") for size in (7, 1))
+    settings = SampleSettings(sampler=sampler, steps="snr5")
+    prompts, seeds = PROMPTS[:3], [3, 1, 3]
+    together, apart = (draw_samples(model, spec, prompts, seeds=seeds, settings=settings, batch_size=size, device="cpu") for size in (3, 1))
     # Sums are rounded differently in another batch, and an untrained network makes more of it from step to step.
     assert (together - apart).abs().max() <= 1e-3 * max(1, apart.abs().max().item())
-    assert (together[1] - together[3]).abs().max() > 0.5  # same seed, other prompt
+    assert (together[0] - together[2]).abs().max() > 0.5  # same seed, other prompt
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_on_a_gpu_too_a_sample_is_the_same_one_at_a_time(spec, sampler):
+    settings, model = SampleSettings(sampler=sampler, steps="5"), small_model(spec)
+    together = draw_samples(model, spec, PROMPTS, seeds=range(7), settings=settings, batch_size=1, device="cuda")
+    alone = draw_samples(model, spec, PROMPTS[3:4], seeds=[3], settings=settings, device="cuda")
+    assert (together[3] - alone[0]).abs().max() <= 1e-5 * max(1, alone.abs().max().item())
 
 
 def test_samples_are_8_bit_rgb_in_rows_and_follow_their_seed(spec, model):

@@ -108,6 +108,8 @@ def test_a_picture_is_edited(winnow, checkpoint, tmp_path):
         (("sample", "x", "--steps", "1001"), "the process has 1000 steps, so that at most 1000 can be visited, not 1001"),
         (("sample", "x", "--guide", "taste"), "there is no guide 'taste'; choose from public, noised-clip"),
         (("sample", "x", "--samples", "2", "--rerank", "3"), "of 2 samples a prompt between 1 and 2 can be kept, not 3"),
+        (("sample", "caf\udce9"), r"the prompt 'caf\udce9' is no text: it holds bytes that are not UTF-8"),
+        (("sample", "x", "--seed", str(2**63)), "all samples' seeds less than 2^63"),
         (("sample",), "there is no prompt to draw for"),
         (("sample", "--file", "gone.txt"), "gone.txt cannot be read: No such file"),
         (("edit", "x", "--image", "gone.png", "--strength", "0.5"), "gone.png cannot be read: No such file"),
