@@ -86,6 +86,11 @@ class TrainConfig:
         fields = dataclasses.fields(TrainConfig)
         return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
 
+    def what_was_chosen(self) -> dict[str, Any]:
+        """Those of `what_decides_the_weights` that are not defaults: the same before and after a setting is added to this class."""
+        defaults = self.defaults()
+        return {name: value for name, value in self.what_decides_the_weights().items() if name not in defaults or value != defaults[name]}
+
     def what_decides_the_weights(self) -> dict[str, Any]:
         """The settings that a checkpoint must have been made with to be gone on from. How long and how closely watched may change."""
         free = {"num_steps", "log_every", "checkpoint_every", "keep_checkpoints", "loader_processes", "gradient_checkpointing"}

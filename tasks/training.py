@@ -1,7 +1,9 @@
 """Training of the run's models on its shards. The loop is in models/training.py, its launch on Ray Train in models/launch.py."""
 
 import json
+import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from models import training
@@ -12,12 +14,14 @@ from models.recipes import STARTS_FROM, stages_of
 from tasks import upstream
 from tasks.config import RunConfig
 from tasks.policy import stage_task
-from winnow.digests import digest
+from winnow.digests import SHORT, digest
 from winnow.errors import ConfigError
 from winnow.partitions import Outcome, StageRun, run_step, start_ray
 from winnow.receipts import Work
 from winnow.storage import Storage
 from winnow.workspace import checkpoint_folder, open_workspace, shard_folder
+
+logger = logging.getLogger(__name__)
 
 
 def train_stage(config: RunConfig) -> StageRun:
@@ -61,17 +65,13 @@ def train_model(
 ) -> Outcome:
     """One model, on Ray Train, from the shards of a dataset to `checkpoints/<recipe>/`."""
     folder = checkpoint_folder(name)
-    purpose: dict[str, Any] = {"recipe": digest(config), "shards": shards_digest, "num_workers": num_workers}
+    purpose: dict[str, Any] = {"recipe": config.what_was_chosen(), "shards": shards_digest, "num_workers": num_workers}
     start = None
     if name in STARTS_FROM:
         start = newest_checkpoint(storage.full(checkpoint_folder(STARTS_FROM[name])))
         assert start is not None, "train_stage trains what a recipe starts from first"
         purpose["starts_from"] = weights_digest(start)
-    marker = f"{folder}/run.json"
-    if not storage.exists(marker) or json.loads(storage.read_bytes(marker)) != purpose:
-        # Checkpoints of other shards or another recipe must not be resumed from.
-        storage.remove_folder(folder)
-        storage.write_text(marker, json.dumps(purpose, sort_keys=True) + "\n")
+    keep_apart(Path(storage.full(folder)), purpose)
     start_ray(num_workers)
     init_from = None if start is None else str(start)
     summary = launch(config, storage.full(shard_folder(dataset)), storage.full(folder), num_workers=num_workers, init_from=init_from)
@@ -81,6 +81,28 @@ def train_model(
         counts={"steps": summary.steps, "images": summary.images},
         facts={"checkpoint": final, "final_loss": summary.final_loss, "device": summary.device},
     )
+
+
+def keep_apart(folder: Path, purpose: dict[str, Any]) -> None:
+    """Makes `folder` the one of a training with this purpose, new or as it was left.
+
+    Checkpoints of other shards or another recipe must not be gone on from, but they may have cost weeks: their folder is set
+    aside as `<folder>.<digest of its purpose>`, and comes back if its purpose does.
+    """
+    marker = folder / "run.json"
+    if marker.is_file() and (found := json.loads(marker.read_text())) != purpose:
+        aside = _aside(folder, found)
+        folder.rename(aside)
+        logger.warning("%s was trained on other shards or with another recipe: kept as %s. Remove it if it is not needed.", folder, aside)
+    if not marker.is_file():
+        if (earlier := _aside(folder, purpose)).is_dir():
+            earlier.rename(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps(purpose, sort_keys=True) + "\n")
+
+
+def _aside(folder: Path, purpose: dict[str, Any]) -> Path:
+    return folder.with_name(f"{folder.name}.{digest(purpose)[:SHORT]}")
 
 
 train = stage_task(train_stage, name="train", timeout_hours=30 * 24)
