@@ -8,6 +8,9 @@ from winnow.receipts import list_done
 from winnow.storage import Storage
 from winnow.workspace import MANIFEST_INDEX
 
+COMMANDS = {"train": "train models", "sample": "audit-samples"}
+"""What runs a stage alone, where that is not its own name."""
+
 
 def partitions(storage: Storage) -> list[str]:
     """Names of the manifest's partitions, in order."""
@@ -25,7 +28,8 @@ def outputs(storage: Storage, stage: str, wanted: list[str] | None = None) -> di
     found = {done.partition: done.output for done in list_done(storage, stage)}
     missing = [name for name in wanted if name not in found] if wanted is not None else ([] if found else ["everything"])
     if missing:
-        raise ConfigError(f"{stage} is not done for {missing[0]} ({len(missing)} missing): run `winnow {stage} CONFIG` first")
+        command = f"winnow {COMMANDS.get(stage, stage)} CONFIG"
+        raise ConfigError(f"{stage} is not done for {missing[0]} ({len(missing)} missing): run `{command}` first")
     return {name: found[name] for name in wanted} if wanted is not None else found
 
 
