@@ -7,10 +7,9 @@ down in the workspace (`filters/<name>/promotions.jsonl`), and the relabel flow 
 from datetime import timedelta
 from uuid import UUID
 
-from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.events.actions import PauseDeployment
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 
 from tasks.relabelling import DRIFT_EVENT
@@ -20,7 +19,7 @@ NAME = "winnow: drift pauses promotion"
 DEPLOYMENT = "relabel/relabel"
 
 
-def drift_automation(deployment_id: UUID) -> Automation:
+def drift_automation(deployment_id: UUID) -> AutomationCore:
     """Pauses a deployment's schedules as soon as a filter of any workspace has drifted."""
     trigger = EventTrigger(
         expect={DRIFT_EVENT},
@@ -29,7 +28,7 @@ def drift_automation(deployment_id: UUID) -> Automation:
         threshold=1,
         within=timedelta(0),
     )
-    return Automation(
+    return AutomationCore(
         name=NAME,
         description="A filter's new images are unlike those it was certified on: nothing is promoted until a person has looked.",
         trigger=trigger,

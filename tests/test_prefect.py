@@ -84,6 +84,46 @@ def test_a_stage_that_lacks_labels_is_not_tried_again(prefect_database: None) ->
     assert len(calls) == 1
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_drift_is_told_as_an_event_until_somebody_resumes(
+    prefect_database: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.events.clients import AssertingEventsClient
+    from prefect.events.worker import EventsWorker
+
+    from filters.promotion import note
+    from tasks.relabelling import DRIFT_EVENT, drift_stage, tell_drift
+    from tests.test_drift import add
+    from winnow.storage import Storage
+
+    storage = Storage(str(tmp_path))
+    names = ["0-a", "1-b"]
+    config = RunConfig(workspace=str(tmp_path), manifest="unused.yaml", filters=("people",))
+    used = {"name": "people", "version": "v1", "threshold": 9.0, "certificate_sha256": "0" * 64}
+    storage.write_text("decisions/filters.json", json.dumps([used]))
+    for number, name in enumerate(names):
+        add(storage, name, seed=number, shift=3.0 * number)
+        listed = [{"name": one, "rows": 300} for one in names[: number + 1]]
+        storage.write_text("manifest/index.json", json.dumps({"partitions": listed}))
+        drift_stage(config)  # the first look writes down the reference
+    worker = EventsWorker.instance(AssertingEventsClient)
+    monkeypatch.setattr(EventsWorker, "instance", lambda *_: worker)
+
+    @flow
+    def tells() -> int:
+        return tell_drift(config)
+
+    assert tells() == 1
+    note(storage, "people", "resumed", {"person": "eve", "reason": "looked"})
+    assert tells() == 0
+    worker.drain()
+    assert isinstance(worker._client, AssertingEventsClient)
+    (event,) = [event for event in worker._client.events if event.event == DRIFT_EVENT]
+    assert event.resource["prefect.resource.id"] == "winnow.filter.people"
+    assert event.payload["new_images"] == 300 and "stability index" in event.payload["reasons"][0]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -137,6 +177,31 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(10)
 
 
+def _drift_pauses_relabelling(server: dict[str, str]) -> None:
+    """The automation that ships, on a real server: an event of drift pauses the deployment."""
+
+    def relabel_is_paused() -> bool:
+        with urllib.request.urlopen(f"{server['PREFECT_API_URL']}/deployments/name/relabel/relabel", timeout=60) as answer:
+            return bool(json.load(answer)["paused"])
+
+    for _ in range(2):  # the second time it is there already
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "filter", "automation"], env=server, cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0 and "drift pauses promotion" in done.stdout, done.stdout + done.stderr
+    assert not relabel_is_paused()
+    script = (
+        "from prefect.events import emit_event; from prefect.events.worker import EventsWorker\n"
+        "emit_event(event='winnow.filter.drift', resource={'prefect.resource.id': 'winnow.filter.people'})\n"
+        "EventsWorker.instance().drain()"
+    )
+    subprocess.run([sys.executable, "-c", script], env=server, check=True, timeout=120)
+    end = time.monotonic() + 120
+    while not relabel_is_paused():
+        assert time.monotonic() < end, "the automation did not fire"
+        time.sleep(0.5)
+
+
 def test_the_deployments_deploy_and_a_worker_runs_the_nightly_one(server: dict[str, str], tmp_path: Path) -> None:
     """Everything up to the labels, which nobody has given: the flow must say so, and nothing else."""
     (tmp_path / "urls.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a dog\nfile:///etc/passwd,a cat\n")
@@ -154,8 +219,9 @@ def test_the_deployments_deploy_and_a_worker_runs_the_nightly_one(server: dict[s
     prefect("work-pool", "create", "local", "--type", "process")
     prefect("--no-prompt", "deploy", "--all")
     listed = prefect("deployment", "ls")
-    for name in ("curate/nightly", "train/train", "evaluate/evaluate", "audit/audit", "pipeline/pipeline"):
+    for name in ("curate/nightly", "train/train", "evaluate/evaluate", "audit/audit", "relabel/relabel", "pipeline/pipeline"):
         assert name in listed
+    _drift_pauses_relabelling(server)
     worker = subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", "local", "--type", "process"],
         env=server, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
