@@ -30,6 +30,8 @@ class Progress:
     """When the first of them comes back, in seconds since 1970."""
     positives: int
     """Of `mine`: yes. Not told in a blind mode."""
+    last_keys: tuple[str, ...]
+    """Of this person's last 100 rows: what is counted here, for a page that has decisions on their way."""
     curve: tuple[tuple[int, int], ...]
     """(answers so far, positives so far) of the whole batch, at most 60 points."""
 
@@ -63,6 +65,7 @@ def progress(store: LabelStore, batch: Batch, person: str, *, tab: str = "", at:
         held=len(held),
         held_until=min(held, default=None),
         positives=sum(answer == "yes" for answer in mine),
+        last_keys=tuple(row.idempotency_key for row in rows if row.person == person and row.idempotency_key)[-100:],
         curve=_curve([answer for answer in latest.values() if answer != "skip"]),
     )
 

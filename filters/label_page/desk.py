@@ -14,6 +14,8 @@ from filters.label_queue import Saved, claim, decide, release
 from filters.label_records import BLIND, TWO_PICTURES, Batch, BatchItem, Decision, policy_version
 from filters.labels import LabelStore
 
+TOLD = ("total", "complete", "mine", "skipped", "held", "held_until", "last_keys")
+"""Of the progress, in every mode."""
 GRID = 16
 AHEAD = 12
 """Items a tab holds at most: what it shows, and what it has fetched ahead. A grid holds two screens."""
@@ -167,7 +169,7 @@ class Desk:
         return session_at(times, self._limits, time.time())
 
     def _told(self, done: Progress) -> dict[str, Any]:
-        told: dict[str, Any] = {name: getattr(done, name) for name in ("total", "complete", "mine", "skipped", "held", "held_until")}
+        told: dict[str, Any] = {name: getattr(done, name) for name in TOLD}
         if self.work.batch.mode not in BLIND:
             told |= {"positives": done.positives, "curve": done.curve}
         return told

@@ -19,6 +19,7 @@ const returned = new Set(); // items taken back, which the server has not offere
 let recent = []; // the last decisions: {key, item, answer, saved}
 let progress = { total: 0, complete: 0, mine: 0, skipped: 0, held: 0, held_until: null };
 let shownAt = 0, early = 0, earlyInAll = 0, began = Date.now(), counted = 0;
+let pressed = 0; // when the key was pressed that still waits for its next picture
 let claiming = false, again = false, ended = false, closed = false, restUntil = 0, pollTimer = 0, lastKey = 0;
 let mail = { unsaved: 0, offline: false, refused: 0 };
 
@@ -133,8 +134,9 @@ async function claim() {
 
 function receive(answer, asked) {
   progress = answer.progress;
-  // The server counts what is committed; what still waits here comes on top.
-  for (const waits of outbox.entries()) progress.mine += { skip: 0, report: 0, undo: -1 }[waits.answer] ?? 1;
+  // The server counts what is committed; what it has not counted yet comes on top.
+  const there = new Set(progress.last_keys);
+  for (const waits of outbox.entries()) if (!there.has(waits.key)) progress.mine += { skip: 0, report: 0, undo: -1 }[waits.answer] ?? 1;
   if (answer.ended) return end();
   restUntil = answer.rest_until ?? 0;
   if (restUntil) return rest();
@@ -156,7 +158,8 @@ function fetchAhead() {
   for (const item of queue) for (const side of item.sides ?? ["one"]) pictures.get(item.item, side);
 }
 
-function next(pressedAt = 0) {
+function next(pressedAt = pressed) {
+  pressed = pressedAt;
   hideScreen();
   nudge("");
   early = 0;
@@ -172,7 +175,8 @@ function next(pressedAt = 0) {
   ready.then(() => requestAnimationFrame(() => afterPaint(() => {
     if (onStage[0] !== shown) return;
     shownAt = performance.now();
-    if (pressedAt) performance.measure("winnow-next-picture", { start: pressedAt, end: shownAt });
+    if (pressed) performance.measure("winnow-next-picture", { start: pressed, end: shownAt });
+    pressed = 0;
   })));
 }
 
