@@ -93,7 +93,9 @@ class FirstLook:
     def values(self, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """(n, dim) float32 on the device -> values and bounds, both (n, machines) float64. A bound may be infinite."""
         parts = [self._block(features[start : start + ROWS]) for start in range(0, len(features), ROWS)]
-        return np.concatenate([values for values, _ in parts]), np.concatenate([bounds for _, bounds in parts])
+        values, bounds = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        # A process may have allowed matrix products in TF32 or bfloat16 for its networks; then nothing here is vouched for.
+        return values, bounds if torch.get_float32_matmul_precision() == "highest" else np.full_like(bounds, np.inf)
 
     def _block(self, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         rows = self._shifted[: len(features)]

@@ -111,6 +111,18 @@ def test_verdicts_are_those_of_scikit_learns_decision_function():
         assert np.array_equal(ours, values >= threshold - STEP / 2)
 
 
+def test_where_products_may_be_less_precise_than_float32_nothing_is_vouched_for():
+    svm, rows = machine(60, 16, 0), rows_of(50, 16, 1)
+    wanted = Scorer([svm]).coarse_scores(rows, [0.0])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        scorer = Scorer([svm])
+        assert np.array_equal(scorer.coarse_scores(rows, [0.0]), wanted)
+        assert scorer.second_looks == 50
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_tiles_of_any_width_give_the_same_scores(monkeypatch):
     svm, rows = machine(333, 200, 0), rows_of(700, 200, 1)
     wanted = Scorer([svm]).coarse_scores(rows, [0.0])
