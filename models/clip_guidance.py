@@ -76,8 +76,8 @@ class PublicClipGuide:
         """(n, 3, size, size) in [-1, 1] to (n, dim) at length one."""
         mean, std = (crops.new_tensor(values).view(1, 3, 1, 1) for values in (self.clip.mean, self.clip.std))
         pixels = ((crops + 1) / 2 - mean) / std
-        features = self.clip.network.encode_image(pixels.to(next(self.clip.network.parameters()).dtype))  # type: ignore[operator]
-        return F.normalize(features.float(), dim=-1)
+        features = self.clip.network.encode_image(pixels.to(next(self.clip.network.parameters())))  # type: ignore[operator]
+        return F.normalize(features.to(crops), dim=-1)
 
 
 def random_crops(images: Tensor, generators: Sequence[torch.Generator], num_crops: int, smallest: float, size_px: int) -> Tensor:

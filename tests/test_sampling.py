@@ -40,7 +40,7 @@ def test_a_sample_is_the_same_alone_and_among_others(spec, model, sampler):
         return draw_samples(model, spec, [PROMPTS[row] for row in rows], seeds=[row + 10 for row in rows], settings=settings, device="cpu")
 
     alone = drawn([3])[0]
-    for others in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 3]):
+    for others in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 3, 1]):
         assert (drawn(others)[others.index(3)] - alone).abs().max() <= 1e-5 * max(1, alone.abs().max().item())
 
 
