@@ -198,7 +198,7 @@ def draw(found: dict[str, tuple[float, dict[str, list[list[tuple[int, float]]]]]
             bands = np.array([interval([float(rate[i]) for rate in rates], rng) for i in range(len(grid))])
             axis.fill_between(grid, 100 * bands[:, 0], 100 * bands[:, 1], color=colours[arm], alpha=0.18, linewidth=0)
             axis.plot(grid, [100 * rate for _, rate in mean], color=colours[arm], linewidth=2.2)
-            axis.annotate(titles[arm], (grid[-1], 100 * mean[-1][1]), xytext=(-4, 9 if arm == "random" else -16), ha="right",
+            axis.annotate(titles[arm], (grid[-1], 100 * mean[-1][1]), xytext=(-4, 24 if arm == "random" else -26), ha="right",
                           textcoords="offset points", color=colours[arm], fontweight="bold")  # fmt: skip
         axis.set_title(f"{name.capitalize()}, misses certified below {promise:.0%}", loc="left", fontweight="bold", fontsize=12)
         axis.set_xlabel("labels to fit on")
