@@ -18,7 +18,7 @@ from winnow.errors import ConfigError
 from winnow.partitions import Outcome
 from winnow.storage import Storage
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
