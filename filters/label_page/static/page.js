@@ -9,6 +9,7 @@ import { Pictures } from "./pictures.js";
 import { Stage } from "./stage.js";
 
 const STRIP = 10;
+const CHANGE = { skip: 0, report: 0, undo: -1 }; // of the number of answers, by a decision; any other: one more
 const ARROWS = ["arrowleft", "arrowright", "arrowup", "arrowdown"];
 
 let session, outbox, pictures, stage, tab;
@@ -16,6 +17,7 @@ let queue = []; // items that are ours and undecided; the first is (or the first
 let onStage = []; // items that are shown now
 const decided = new Set(); // items decided in this tab, for the server may still offer them
 const returned = new Set(); // items taken back, which the server has not offered again yet
+const uncounted = new Map(); // decision -> what it changes in the number of answers, until the server has counted it
 let recent = []; // the last decisions: {key, item, answer, saved}
 let progress = { total: 0, complete: 0, mine: 0, skipped: 0, held: 0, held_until: null };
 let shownAt = 0, early = 0, earlyInAll = 0, began = Date.now(), counted = 0;
@@ -41,7 +43,10 @@ async function start() {
   pictures = new Pictures(Math.min(1400, Math.ceil(Math.max(innerWidth, innerHeight) * devicePixelRatio / (session.grid ? 3 : 1))));
   stage = new Stage($("stage"), pictures, session);
   recent = session.recent.map((entry) => ({ ...entry, saved: true }));
-  for (const decision of outbox.entries()) remember(decision, false);
+  for (const decision of outbox.entries()) {
+    uncounted.set(decision.key, CHANGE[decision.answer] ?? 1);
+    remember(decision, false);
+  }
   setUp();
   if (session.ended) return end();
   await outbox.send();
@@ -135,8 +140,8 @@ async function claim() {
 function receive(answer, asked) {
   progress = answer.progress;
   // The server counts what is committed; what it has not counted yet comes on top.
-  const there = new Set(progress.last_keys);
-  for (const waits of outbox.entries()) if (!there.has(waits.key)) progress.mine += { skip: 0, report: 0, undo: -1 }[waits.answer] ?? 1;
+  for (const key of progress.last_keys) uncounted.delete(key);
+  for (const change of uncounted.values()) progress.mine += change;
   if (answer.ended) return end();
   restUntil = answer.rest_until ?? 0;
   if (restUntil) return rest();
@@ -208,9 +213,14 @@ function write(item, answer, how) {
   decided.add(item.item);
   returned.delete(item.item);
   counted++;
-  progress.mine += answer === "skip" ? 0 : 1;
-  outbox.put(decision);
+  put(decision, CHANGE[answer] ?? 1);
   remember(decision, false, item);
+}
+
+function put(decision, change) {
+  uncounted.set(decision.key, change);
+  progress.mine = Math.max(0, progress.mine + change);
+  outbox.put(decision);
 }
 
 function remember(decision, saved, item) {
@@ -237,11 +247,11 @@ function ahead() {
 
 function takeBack(entry) {
   if (!entry || ended || restUntil) return;
-  outbox.put({ key: crypto.randomUUID(), item: entry.item, answer: "undo", undoes: entry.key, seconds: 0, decided_at: new Date().toISOString() });
+  const change = entry.answer === "skip" ? 0 : -1;
+  put({ key: crypto.randomUUID(), item: entry.item, answer: "undo", undoes: entry.key, seconds: 0, decided_at: new Date().toISOString() }, change);
   recent = recent.filter((other) => other !== entry);
   decided.delete(entry.item);
   returned.add(entry.item);
-  if (entry.answer !== "skip") progress.mine = Math.max(0, progress.mine - 1);
   const item = entry.whole ?? { item: entry.item, caption: "", reason: "", sides: sidesOf() };
   queue = [item, ...queue.filter((other) => other.item !== entry.item)];
   fetchAhead();
