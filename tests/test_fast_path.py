@@ -209,7 +209,7 @@ def test_repeating_several_captions_repeats_them_in_order():
     assert torch.equal(TextEncoding.cat([text, text.repeat(2)]).sequence, text.sequence.repeat(3, 1, 1))
 
 
-@pytest.mark.parametrize("mean", [0.0, 0.5, 30.0])
+@pytest.mark.parametrize("mean", [0.0, 0.5, 5.0, 30.0])
 @pytest.mark.parametrize("modulated", [False, True])
 def test_norm_scale_shift_and_silu_in_one_are_the_steps_one_by_one(mean, modulated):
     generator = torch.Generator().manual_seed(0)
@@ -218,9 +218,9 @@ def test_norm_scale_shift_and_silu_in_one_are_the_steps_one_by_one(mean, modulat
         return torch.randn(*shape, generator=generator)
 
     norm = GroupNorm(64).double()
-    x = drawn(2, 64, 6, 5) + mean
+    x = drawn(2, 64, 32, 30) + mean
     modulation = [drawn(2, 64, 1, 1), drawn(2, 64, 1, 1)] if modulated else []
-    upstream = drawn(2, 64, 6, 5)
+    upstream = drawn(2, 64, 32, 30)
     with torch.no_grad():
         norm.weight.copy_(drawn(64)), norm.bias.copy_(drawn(64))
     results = {}
@@ -234,8 +234,9 @@ def test_norm_scale_shift_and_silu_in_one_are_the_steps_one_by_one(mean, modulat
             y = nn.functional.group_norm(ins[0], 32, norm.weight, norm.bias, norm.eps)
             y = nn.functional.silu(y * (1 + ins[1]) + ins[2] if modulated else y)
         results[name] = [y, *torch.autograd.grad(y, [*ins, norm.weight, norm.bias], upstream.to(kind))]
-    for mine, right in zip(results["fast"], results["textbook"], strict=True):
-        assert error(mine.detach(), right.detach()) < (1e-6 if mean < 1 else 1e-4)
+    assert error(results["fast"][0].detach(), results["textbook"][0].detach()) < 3e-6  # 1e-5 and 4e-4 if its one kernel were always taken
+    for mine, right in zip(results["fast"][1:], results["textbook"][1:], strict=True):
+        assert error(mine.detach(), right.detach()) < (2e-6 if mean < 1 else 1e-4)
 
 
 def test_noised_clip_is_the_same_on_both_paths():
