@@ -10,6 +10,7 @@ from tasks.relabelling import relabel_one
 from tasks.session import session
 
 PAUSE_HOURS = 24
+POLL_SECONDS = 10
 
 
 class LabelsAreThere(RunInput):
@@ -40,6 +41,6 @@ def relabel(config: RunConfig, filters: tuple[str, ...] = (), wait: Literal["exi
             description=f"Label {', '.join(waiting)} with `winnow label`, then send this form.", person=""
         )
         # Outside of the session: people may label for hours, and the workspace is free meanwhile.
-        pause_flow_run(wait_for_input=form, timeout=PAUSE_HOURS * 3600)
+        pause_flow_run(wait_for_input=form, timeout=PAUSE_HOURS * 3600, poll_interval=POLL_SECONDS)
         states |= relabel(config, tuple(waiting), "exit")
     return states

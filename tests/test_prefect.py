@@ -1,11 +1,14 @@
 """Flows under Prefect: a stage's policy, and the deployments on a real server, with a real worker."""
 
+import contextlib
+import contextvars
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -122,6 +125,38 @@ def test_a_drift_is_told_as_an_event_until_somebody_resumes(
     (event,) = [event for event in worker._client.events if event.event == DRIFT_EVENT]
     assert event.resource["prefect.resource.id"] == "winnow.filter.people"
     assert event.payload["new_images"] == 300 and "stability index" in event.payload["reasons"][0]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_relabel_run_that_was_asked_to_wait_goes_on_when_its_form_is_sent(
+    prefect_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import task
+    from prefect.client.orchestration import get_client
+
+    from filters.relabel import Round
+    from flows import relabel as module
+
+    rounds = iter([Round(number=1, state="waiting", message="20 images wait"), Round(number=1, state="promoted", message="better")])
+    monkeypatch.setattr(module, "relabel_one", task(lambda config, name: next(rounds), name="relabel"))
+    monkeypatch.setattr(module, "session", contextlib.nullcontext)
+    monkeypatch.setattr(module, "POLL_SECONDS", 1)
+
+    def send_the_form() -> None:
+        end = time.monotonic() + 120
+        with get_client(sync_client=True) as client:
+            while time.monotonic() < end:
+                for run in client.read_flow_runs():
+                    if run.state is not None and run.state.is_paused():
+                        client.resume_flow_run(run.id, run_input={"person": "eve"})
+                        return
+                time.sleep(0.5)
+
+    sender = threading.Thread(target=contextvars.copy_context().run, args=(send_the_form,))
+    sender.start()
+    states = module.relabel(CONFIG, ("people",), "pause")
+    sender.join()
+    assert states == {"people": "promoted"}
 
 
 def free_port() -> int:
