@@ -31,6 +31,7 @@ GUARANTEE = {
         "2k / (n + 1) + (1 - {folds} / n) / ({folds} + 1), here {chance}."
     ),
 }
+NO_JOINT = "An estimate has no confidence that could be joined with others'."
 JOINT = (
     "The chances of error of several filters add up: with m filters at {confidence} each, all promises hold together with at least "
     "100 % - m x {error}; three filters: {three}."
@@ -100,7 +101,9 @@ def certify(spec: FilterSpec, labelled: Labelled) -> tuple[Threshold, dict[str, 
         "threshold": threshold.value,
         "confidence_reached": threshold.confidence_reached if kind == "held_out" else None,
         "positives_needed": positives_needed(spec.max_miss_rate, spec.confidence),
-        "joint_confidence": JOINT.format(
+        "joint_confidence": NO_JOINT
+        if kind == "k_fold"
+        else JOINT.format(
             confidence=percent(spec.confidence), error=percent(1 - spec.confidence), three=percent(max(0.0, 1 - 3 * (1 - spec.confidence)))
         ),
         "labels": count_labels(labelled),

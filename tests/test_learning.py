@@ -25,6 +25,7 @@ from tests.filter_world import add_partition, make_world, write_embeddings
 from winnow.certificates import read_certificate, read_labels, recompute
 from winnow.decisions import coarsened
 from winnow.errors import ConfigError, NotEnoughLabels, StepFailed
+from winnow.report.filters import gather_filter
 from winnow.run_files import FilterUsed
 from winnow.storage import Storage
 from winnow.workspace import embeddings
@@ -418,6 +419,7 @@ def test_a_k_fold_certificate_lets_every_label_fit_and_calibrate_and_says_what_i
     assert certificate["sentence"].startswith("Estimated by cross-validation, not proven: at most 10 %")
     assert certificate["guarantee"].startswith("An estimate, weaker than a held-out proof") and "10 machines" in certificate["guarantee"]
     assert held["guarantee"].startswith("Proven with the stated confidence")
+    assert certificate["joint_confidence"].startswith("An estimate has no confidence")
     assert certificate["confidence_reached"] is None and held["confidence_reached"] >= 0.95
     labels = pq.read_table(world.storage.full(f"{people.folder}/labels.parquet")).to_pylist()
     eligible = [row for row in labels if row["origin"] == "random" and row["value"] == 1]
@@ -440,6 +442,14 @@ def test_a_k_fold_certificate_lets_every_label_fit_and_calibrate_and_says_what_i
     assert np.mean(machine.scores(everything.features)[:, 0] < people.threshold) <= 0.1
     log = score_partition(world.storage, world.partitions[0], filters=filters_used(world.storage, [people]))
     assert log.counts["dropped_by_people"] > 0
+    counts = {"embedded": 1, "kept": 1, "dropped_by_filter": {}, "dropped_by_reasons": {}}
+    reported = {run.version: gather_filter(world.storage, used_as(world, run), world.partitions[:1], counts) for run in (people, runs[0])}
+    assert (reported[people.version]["kind"], reported[people.version]["proven"]) == ("k_fold", False)
+    assert (reported[runs[0].version]["kind"], reported[runs[0].version]["proven"]) == ("held_out", True)
+
+
+def used_as(world, run):
+    return FilterUsed(**filters_used(world.storage, [run])[0])
 
 
 def test_a_k_fold_certificate_needs_the_positives_of_its_rule_too(tmp_path):

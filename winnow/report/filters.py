@@ -10,7 +10,7 @@ from winnow.certificates import Certificate, read_certificate, read_labels, reco
 from winnow.decisions import COARSE, score_column
 from winnow.proof import Interval, exact_interval
 from winnow.receipts import FOLDER, read_receipts
-from winnow.run_files import FilterUsed
+from winnow.run_files import FilterUsed, read_json
 from winnow.storage import Storage
 from winnow.tables import read_table
 from winnow.workspace import decisions
@@ -27,6 +27,8 @@ def gather_filter(storage: Storage, used: FilterUsed, partitions: Iterable[str],
     certificate = read_certificate(storage, used)
     labels = read_labels(storage, used)
     found = recompute(certificate, labels)
+    # A k-fold certificate is an estimate: its own sentence says so, and no claim may rest on it.
+    kind = read_json(storage, used.certificate_path).get("certificate", "held_out")
     table = labels.select(["value", "origin", "split", "score"]).to_pydict()
     by_origin = Counter(zip(table["origin"], table["split"], table["value"], strict=True))
     edges = _edges(storage, used, partitions, [score for score in table["score"] if score is not None])
@@ -53,7 +55,8 @@ def gather_filter(storage: Storage, used: FilterUsed, partitions: Iterable[str],
         "num_positives": certificate.num_positives,
         "rank": certificate.rank,
         "threshold": used.threshold,
-        "proven": found.threshold is not None and found.threshold == certificate.threshold == used.threshold,
+        "kind": kind,
+        "proven": kind == "held_out" and found.threshold is not None and found.threshold == certificate.threshold == used.threshold,
         "labels": [
             {"origin": origin, "split": split, "value": value, "count": count}
             for (origin, split, value), count in sorted(by_origin.items(), key=lambda item: tuple(map(str, item[0])))
