@@ -24,8 +24,9 @@ from models.editing import Edit
 from models.guidance import ClipGuide, Guide
 from models.image_files import WHITE, mask_to_known, picture_to_tensor
 from models.noised_clip import NoisedClip
+from models.precision import Precision, computing
 from models.released import RELEASED
-from models.sampling import SampleSettings, draw_samples, to_pixels
+from models.sampling import SampleSettings, device_for, draw_samples, to_pixels
 from models.unet import UNetConfig
 from winnow.errors import ConfigError, MissingWeights
 
@@ -68,12 +69,14 @@ class Models:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runs:
-    """How a call works through its images; does not change them (beyond rounding)."""
+    """How a call works through its images; does not change them beyond rounding."""
 
     batch_size: int | None = None
     """Images at a time; None is 1 on a CPU and 16 on a GPU."""
     device: torch.device | str | None = None
     """None takes a GPU if there is one."""
+    precision: Precision = "float32"
+    """ "bfloat16" allows for it where it is faster (models/precision.py); images then differ slightly."""
     done: Callable[[int], None] | None = None
     """Told the number of finished images after each batch: first of small ones, then, with an upsampler, of large ones."""
 
@@ -195,18 +198,19 @@ def generate(
         settings: of the base model; the upsampler has its own (models/cascade.py).
     """
     runs = runs or Runs()
-    small = draw_samples(
-        models.base.network,
-        models.base.spec,
-        prompts,
-        seeds=seeds,
-        settings=settings,
-        guide=guide,
-        batch_size=runs.batch_size,
-        device=runs.device,
-        done=runs.done,
-    )
-    return to_pixels(_enlarged(models, small, prompts, seeds, None, runs))
+    with computing(device_for(runs.device), runs.precision):
+        small = draw_samples(
+            models.base.network,
+            models.base.spec,
+            prompts,
+            seeds=seeds,
+            settings=settings,
+            guide=guide,
+            batch_size=runs.batch_size,
+            device=runs.device,
+            done=runs.done,
+        )
+        return to_pixels(_enlarged(models, small, prompts, seeds, None, runs))
 
 
 def edit(
@@ -239,23 +243,24 @@ def edit(
     size = base.spec.image_size_px
     known = None if mask is None else mask_to_known(mask, size)
     asked = Edit(image=picture_to_tensor(picture, size), known=known, fill_in=fill_in or _way_of(base), strength=strength)
-    small = draw_samples(
-        base.network,
-        base.spec,
-        prompts,
-        seeds=seeds,
-        settings=settings,
-        guide=guide,
-        edit=asked,
-        batch_size=runs.batch_size,
-        device=runs.device,
-        done=runs.done,
-    )
     large_edit = None
     if upsampler is not None and known is not None:
         large = upsampler.spec.image_size_px
         large_edit = Edit(image=picture_to_tensor(picture, large), known=enlarged_mask(known, large), fill_in=_way_of(upsampler))
-    return to_pixels(_enlarged(models, small, prompts, seeds, large_edit, runs))
+    with computing(device_for(runs.device), runs.precision):
+        small = draw_samples(
+            base.network,
+            base.spec,
+            prompts,
+            seeds=seeds,
+            settings=settings,
+            guide=guide,
+            edit=asked,
+            batch_size=runs.batch_size,
+            device=runs.device,
+            done=runs.done,
+        )
+        return to_pixels(_enlarged(models, small, prompts, seeds, large_edit, runs))
 
 
 def _enlarged(models: Models, small: Tensor, prompts: Sequence[str], seeds: Sequence[int], edit: Edit | None, runs: Runs) -> Tensor:

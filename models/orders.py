@@ -22,6 +22,7 @@ from models.generate import (
     public_clip_config,
 )
 from models.image_files import Edited, read_edited
+from models.precision import Precision, settled_precision
 from models.sample_files import check_folder, facts_of, write_samples
 from models.samplers import settled_schedule
 from models.sampling import SampleSettings, device_for
@@ -61,6 +62,8 @@ class Order:
     """Of the first sample; each further one has the next."""
     batch_size: int | None = None
     device: str | None = None
+    precision: Precision = "float32"
+    """ "bfloat16" allows for it where it is faster."""
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -122,7 +125,7 @@ def fill(order: Order, edited: EditOrder | None = None, *, seen: Seen | None = N
     if order.guide is not None:
         guide = load_guide(order.guide, order.guide_weights, scale=order.guide_scale, public_clip=public_clip)
     judge = None if order.keep is None else public_clip()
-    runs = Runs(batch_size=order.batch_size, device=order.device, done=_counting(order, models, seen))
+    runs = Runs(batch_size=order.batch_size, device=order.device, precision=order.precision, done=_counting(order, models, seen))
 
     def draw(prompts: list[str], seeds: list[int]) -> Tensor:
         if edited is None or given is None:
@@ -142,6 +145,7 @@ def fill(order: Order, edited: EditOrder | None = None, *, seen: Seen | None = N
 
     facts = {
         **facts_of(models, order.settings),
+        "precision": settled_precision(device_for(order.device), order.precision),
         "guide": None if guide is None else _clip_facts(order, order.guide, guide.weights_sha256) | {"scale": order.guide_scale},
         "rerank": None if judge is None else _clip_facts(order, PUBLIC, judge.sha256) | {"of": order.num_samples},
         "edit": None if edited is None or given is None else _edit_facts(edited, given, models),

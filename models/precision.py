@@ -1,7 +1,8 @@
 """Which arithmetic a model's matrix products and convolutions run in, on which device."""
 
-import platform
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,22 +11,49 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 makes this device faster: GPUs, and CPUs with matrix units for it (AMX).
+    """Whether bfloat16 makes this device faster: GPUs, CPUs with matrix units for it (AMX), and AMD's with AVX512-BF16.
 
-    On other CPUs it does not pay: bfloat16 has at most twice float32's arithmetic (AVX512-BF16), on some half of it, whereas
-    models/winograd.py needs a quarter of the multiplications in float32. Asked of the CPU's features and not by a stopwatch, so that
-    a machine computes the same numbers on every day.
+    Those multiply bfloat16 twice as fast as float32. Intel's without AMX know the same instructions, at half the speed: there
+    models/winograd.py, with a quarter of the multiplications, is faster in float32. Asked of the CPU's features and not by a
+    stopwatch, so that a machine computes the same numbers on every day.
     """
-    if device.type != "cpu":
-        return True
-    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_amx_tile_supported())
+    return device.type != "cpu" or has_fast_cpu_bfloat16(torch.backends.cpu.get_cpu_capability(), cpu_flags())
+
+
+def has_fast_cpu_bfloat16(capability: str, flags: frozenset[str]) -> bool:
+    """
+    Args:
+        capability: what torch says of the CPU; flags help only if its kernels may use them.
+        flags: as `cpu_flags` has them.
+    """
+    return capability == "AVX512" and ("amx_bf16" in flags or {"AuthenticAMD", "avx512_bf16"} <= flags)
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Features of the CPU and the name of its vendor, as Linux has them; none on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return frozenset()
+    of_interest = ("flags", "vendor_id")
+    return frozenset(
+        word
+        for line in cpuinfo.read_text().split("\n\n")[0].splitlines()
+        if line.startswith(of_interest)
+        for word in line.split(":")[1].split()
+    )
 
 
 def computing(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which a model computes at `precision`: weights, norms and losses stay float32.
 
-    "bfloat16" allows for it where it is faster; a CPU without matrix units computes in float32 (see `has_fast_bfloat16`).
+    "bfloat16" allows for it where it is faster; other CPUs compute in float32 (see `settled_precision`).
     """
-    if precision == "float32" or not has_fast_bfloat16(device):
+    if settled_precision(device, precision) == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def settled_precision(device: torch.device, precision: Precision) -> Precision:
+    """What a device computes in if it is allowed `precision`."""
+    return precision if precision == "float32" or has_fast_bfloat16(device) else "float32"

@@ -33,8 +33,8 @@ class TrainConfig:
     min_snr_gamma: float | None = None
     """Weighs the squared error by min(SNR, gamma) / SNR (arXiv:2303.09556; 5 there). None: not. Diffusion models only."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products and convolutions; weights, norms and losses are float32. A CPU without matrix units for bfloat16 computes
-    in float32 either way, which is faster there (models/precision.py)."""
+    """Of matrix products and convolutions; weights, norms and losses are float32. A CPU that is faster in float32 computes in
+    it either way (models/precision.py)."""
     gradient_checkpointing: bool = False
     """Computes a UNet's stages again on the way back instead of keeping what happened in them: less memory, a third more work."""
     compile: bool = False

@@ -1,6 +1,8 @@
 """The Python API and the files it makes: models by name, the cascade in one call, edits of pictures, PNGs that say how they were made."""
 
 import json
+import os
+import platform
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from models import precision
 from models.catalog import MODELS
 from models.checkpoints import Checkpoint, save_checkpoint
 from models.generate import Loaded, Models, Runs, check_guide, edit, generate, load_guide, load_models, load_public_clip, public_clip_config
@@ -62,6 +65,37 @@ def test_small_and_large_in_one_call_and_each_image_as_if_alone(cascade):
     assert counts == [1, 2, 3, 1, 2, 3]
     assert torch.equal(generate(cascade, ["c"], seeds=[3], settings=FAST, runs=Runs(device="cpu"))[0], images[2])
     assert not torch.equal(images[0], images[1])
+
+
+def test_bfloat16_changes_an_image_by_its_rounding_alone_where_it_is_faster(cascade, monkeypatch):
+    def drawn(allowed: precision.Precision) -> torch.Tensor:
+        return generate(cascade, ["a"], seeds=[1], settings=FAST, runs=Runs(device="cpu", precision=allowed)).float()
+
+    whole = drawn("float32")
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: False)
+    assert torch.equal(drawn("bfloat16"), whole)
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: True)
+    difference = (drawn("bfloat16") - whole).abs()
+    assert 0 < difference.mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "fast"),
+    [
+        ("AVX512", {"GenuineIntel", "avx512_bf16"}, False),
+        ("AVX512", {"GenuineIntel", "avx512_bf16", "amx_bf16"}, True),
+        ("AVX512", {"AuthenticAMD", "avx512_bf16"}, True),
+        ("AVX512", {"AuthenticAMD"}, False),
+        ("AVX2", {"AuthenticAMD", "avx512_bf16"}, False),
+    ],
+)
+def test_which_cpus_are_faster_in_bfloat16(capability, flags, fast):
+    assert precision.has_fast_cpu_bfloat16(capability, frozenset(flags)) == fast
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="not Linux")
+def test_the_cpu_s_features_are_read():
+    assert {"fpu", "sse2"} <= precision.cpu_flags() or platform.machine() != "x86_64"
 
 
 def test_an_edited_picture_keeps_what_is_black_in_the_mask_at_both_sizes(cascade):
