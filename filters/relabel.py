@@ -195,4 +195,4 @@ def _conclude(storage: Storage, run: FilterRun, number: int, fit: Callable[[], F
     if found.promote:
         put_in_force(storage, run.name, new.version)
     note(storage, run.name, event, about | {"reason": found.reason, "comparison": plain(found)})
-    return Round(number=number, state=event, message=f"{event} {new.version}: {found.reason}")
+    return Round(number=number, state=event, message=f"version {new.version}: {found.reason}")

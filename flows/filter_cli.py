@@ -76,7 +76,9 @@ def audit_result(config: str, filter_name: str, batch: str | None, person: str |
     command = shlex.join(["winnow", *sys.argv[1:]])
     found, path = result(settled, filter_name, batch, person=person or getpass.getuser(), command=command)
     click.echo(f"{found['status']}: {'; '.join(found['reasons'])}")
-    click.echo(f"{found['found']:,} found in {found['n']:,}. {found['claim']} ({found['confidence']:.0%} confidence)\n{path}")
+    if found["n"]:
+        click.echo(f"{found['found']:,} found in {found['n']:,}. {found['claim']} ({found['confidence']:.0%} confidence)")
+    click.echo(path)
     if found["status"] != "pass":
         sys.exit(1)
 
