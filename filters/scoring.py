@@ -17,6 +17,7 @@ from winnow.digests import digest
 from winnow.errors import ConfigError, ConservationError
 from winnow.partitions import Outcome
 from winnow.receipts import Work
+from winnow.reported import REASON, read_reported
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import decisions, embeddings, filter_folder, manifest_part, raw_table
@@ -32,10 +33,15 @@ def score_works(storage: Storage, runs: Sequence[FilterRun], *, raw: Mapping[str
         raw: partition -> output digest of its download.
         embedded: partition -> output digest of its embedding.
     """
-    withdrawn = read_withdrawn(storage)
+    withdrawn, reported = read_withdrawn(storage), read_reported(storage)
     filters = filters_used(storage, runs)
     for partition in sorted(embedded):
-        inputs = {"raw": raw[partition], "embeddings": embedded[partition], "withdrawn": digest(sorted(withdrawn.get(partition, ())))}
+        inputs = {
+            "raw": raw[partition],
+            "embeddings": embedded[partition],
+            "withdrawn": digest(sorted(withdrawn.get(partition, ()))),
+            "reported": digest(sorted(reported.get(partition, ()))),
+        }
         yield Work(name=partition, inputs=inputs, arguments={"filters": filters})
 
 
@@ -78,12 +84,13 @@ def write_filters_json(storage: Storage, runs: Sequence[FilterRun]) -> None:
 
 
 def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[str, Any]], device: str = "cpu") -> Outcome:
-    """Writes decisions/<name>.parquet: a row for every listed uid. Withdrawn ones are left out.
+    """Writes decisions/<name>.parquet: a row for every listed uid. Withdrawn ones are left out, reported ones are dropped.
 
     Raises:
         ConservationError: manifest, download and embedding do not speak of the same samples.
     """
     withdrawn = read_withdrawn(storage).get(name, frozenset())
+    reported = read_reported(storage).get(name, frozenset())
     listed = read_table(storage, manifest_part(name), ["uid"]).column("uid").to_pylist()
     raw = read_table(storage, raw_table(name), ["uid", "status", "cause"])
     cause = dict(zip(raw.column("uid").to_pylist(), _failures(raw), strict=True))
@@ -109,12 +116,16 @@ def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[st
             reasons.append([cause[uid] or "embed:undecodable"])
         else:
             reasons.append([filter_name for filter_name, drops in zip(names, dropped[row], strict=True) if drops])
+            if uid in reported:
+                reasons[-1].append(REASON)
             verdicts.append("dropped" if reasons[-1] else "kept")
     columns = {"uid": uids, "verdict": verdicts, "reasons": reasons}
     for column, filter_name in enumerate(names):
         columns[score_column(filter_name)] = [None if row is None else float(scores[row, column]) for row in rows]
     write_table(storage, decisions(name), pa.table(columns, schema=schema(names)))
     counts = {verdict: verdicts.count(verdict) for verdict in ("kept", "dropped", "failed")}
+    if reported:
+        counts[REASON] = sum(REASON in of_one for of_one in reasons)
     for filter_name in names:
         counts[f"dropped_by_{filter_name}"] = sum(
             filter_name in of_one for of_one, v in zip(reasons, verdicts, strict=True) if v == "dropped"

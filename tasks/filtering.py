@@ -18,6 +18,7 @@ from tasks.policy import stage_task
 from winnow import shards
 from winnow.errors import ConfigError
 from winnow.partitions import StageRun, run_step
+from winnow.reported import write_reported
 from winnow.storage import Storage
 from winnow.workspace import open_workspace
 
@@ -70,6 +71,8 @@ def score_stage(config: RunConfig) -> StageRun:
     partitions = upstream.partitions(storage)
     runs = filter_runs(storage, config)
     scoring.check_features(storage, runs, feature_digest(config.embed, resolve_weights(config.embed).sha256))
+    with LabelStore.open(label_store_path(storage, config)) as store:
+        write_reported(storage, store.blocked(), partitions)
     works = scoring.score_works(
         storage,
         runs,

@@ -13,6 +13,7 @@ from tests.filter_world import DIM, make_world, withdraw, write_embeddings
 from winnow.decisions import coarsened, schema
 from winnow.errors import ConfigError, ConservationError
 from winnow.partitions import run_step
+from winnow.reported import write_reported
 from winnow.tables import read_table, write_table
 from winnow.workspace import decisions, embeddings, raw_table
 
@@ -198,3 +199,30 @@ def test_the_filters_used_are_on_record(world, runs):
     assert [entry["name"] for entry in entries] == ["people", "violence"]
     assert set(entries[1]) == {"name", "version", "threshold", "certificate_sha256"}
     assert entries[1]["certificate_sha256"] == world.storage.sha256("filters/violence/v1/certificate.json")
+
+
+def test_a_reported_image_is_dropped_whatever_its_scores_and_only_its_partition_is_scored_again(world, runs):
+    def run():
+        works = scoring.score_works(
+            world.storage, runs, raw=dict.fromkeys(world.partitions, ""), embedded=dict.fromkeys(world.partitions, "")
+        )
+        return run_step(scoring.score_partition, works, world.storage, stage="score", version=scoring.VERSION)
+
+    run()
+    before = {row["uid"]: row for row in log(world.storage)}
+    kept = next(uid for uid, row in before.items() if row["verdict"] == "kept")
+    by_filter = next(uid for uid, row in before.items() if row["reasons"] == ["people"])
+    failed = next(uid for uid, row in before.items() if row["verdict"] == "failed")
+    write_reported(world.storage, {kept, by_filter, failed, "listed nowhere"}, world.partitions)
+    assert run().ran == 1
+    after = {row["uid"]: row for row in log(world.storage)}
+    assert after[kept] == before[kept] | {"verdict": "dropped", "reasons": ["reported"]}
+    assert after[by_filter] == before[by_filter] | {"reasons": ["people", "reported"]}
+    assert {uid: row for uid, row in after.items() if uid not in (kept, by_filter)} == {
+        uid: row for uid, row in before.items() if uid not in (kept, by_filter)
+    }
+    write_reported(world.storage, {kept, by_filter, failed}, world.partitions)
+    assert run().ran == 0
+    write_reported(world.storage, (), world.partitions)
+    assert run().ran == 1
+    assert {row["uid"]: row for row in log(world.storage)} == before

@@ -5,7 +5,7 @@
     uid      string
     verdict  "failed" | "dropped" | "kept"
     reasons  list of slugs: "download:<cause>" or "embed:<cause>" of a failed sample (exactly one), the names of the filters
-             that drop a dropped one, none of a kept one
+             that drop a dropped one and "reported" if a person reported it as illegal, none of a kept one
     score_<filter>  float64 decision value, one column a filter; null for failed samples. A sample is dropped by a filter
              when its score is at or above the threshold of the filter's certificate. Scores are in full near the threshold and
              coarse far from it: see `coarsened`.

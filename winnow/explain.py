@@ -14,6 +14,7 @@ from winnow.errors import WinnowError
 from winnow.machines import feature_rows
 from winnow.receipts import list_done
 from winnow.report.counts import explain_cause
+from winnow.reported import REASON
 from winnow.run_files import FilterUsed, datasets, filters_used, partitions, rows, sidecar, withdrawn_uids
 from winnow.storage import Storage
 from winnow.tables import read_table
@@ -251,7 +252,9 @@ def _headline(story: Explanation) -> str:
     if story.verdict == "failed":
         return f"FAILED ({', '.join(story.reasons)}): {explain_cause(story.reasons[0])}" if story.reasons else "FAILED"
     if story.verdict == "dropped":
-        return f"DROPPED by {', '.join(story.reasons)}"
+        filters = [reason for reason in story.reasons if reason != REASON]
+        by_people = "DROPPED: a person reported it as illegal" + (", and dropped" if filters else "")
+        return (by_people if REASON in story.reasons else "DROPPED") + (f" by {', '.join(filters)}" if filters else "")
     return "KEPT: no filter drops it"
 
 

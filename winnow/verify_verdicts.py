@@ -10,6 +10,7 @@ from winnow.decisions import coarsened, score_column
 from winnow.findings import Ledger
 from winnow.machines import TOLERANCE, Machine, feature_rows, read_machine
 from winnow.progress import Progress
+from winnow.reported import REASON, read_reported
 from winnow.run_files import FILTERS_USED, FilterUsed, filters_used, rows
 from winnow.storage import Storage
 from winnow.tables import read_table
@@ -91,6 +92,7 @@ def _check_partition(storage: Storage, partition: str, filters: list[FilterUsed]
     path = decisions(partition)
     raw = {row["uid"]: row for row in rows(read_table(storage, raw_table(partition), ["uid", "status", "cause"]))}
     embedded = set(read_table(storage, embeddings(partition), ["uid"])["uid"].to_pylist())
+    reported = read_reported(storage).get(partition, frozenset())
     decided: dict[str, dict[str, Any]] = {}
     last = ""
     for row in rows(read_table(storage, path)):
@@ -100,13 +102,13 @@ def _check_partition(storage: Storage, partition: str, filters: list[FilterUsed]
         if uid < last:
             ledger.add("verdicts", path, f"{uid} is out of order: rows must be sorted by uid")
         last = max(last, uid)
-        wrong = _wrong(row, raw.get(uid), uid in embedded, filters)
+        wrong = _wrong(row, raw.get(uid), uid in embedded, filters, uid in reported)
         if wrong:
             ledger.add("verdicts", path, f"{uid} {wrong}")
     _check_scores(storage, partition, decided, machines, {used.name: used.threshold for used in filters}, ledger)
 
 
-def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filters: list[FilterUsed]) -> str | None:
+def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filters: list[FilterUsed], reported: bool) -> str | None:
     """What is wrong with one decision; None if it follows from what is known about the sample."""
     said = (row["verdict"], sorted(row["reasons"] or []))
     if raw is None:
@@ -120,7 +122,7 @@ def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filt
         missing = [name for name, score in scores.items() if score is None or not math.isfinite(score)]
         if missing:
             return f"has no score by {missing[0]}"
-        reasons = sorted(used.name for used in filters if row[score_column(used.name)] >= used.threshold)
+        reasons = sorted([*(used.name for used in filters if row[score_column(used.name)] >= used.threshold), *[REASON] * reported])
         due = ("dropped" if reasons else "kept", reasons)
         if said != due:
             against = ", ".join(f"{used.name} {scores[used.name]:.6g} against {used.threshold:.6g}" for used in filters)

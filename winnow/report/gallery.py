@@ -13,6 +13,7 @@ from PIL import Image
 
 from winnow.decisions import score_column
 from winnow.images import DECODE_ERRORS
+from winnow.reported import REASON
 from winnow.run_files import FilterUsed, datasets, read_json, rows, sidecar
 from winnow.storage import Storage
 from winnow.tables import read_table
@@ -63,7 +64,8 @@ def pick(storage: Storage, filters: list[FilterUsed], partitions: Iterable[str])
     above: dict[str, list[tuple[float, str, Shown]]] = {used.name: [] for used in filters}
     below: dict[str, list[tuple[float, str, Shown]]] = {used.name: [] for used in filters}
     for partition in partitions:
-        fresh = [_shown(row, partition, filters) for row in rows(read_table(storage, decisions(partition))) if row["verdict"] != "failed"]
+        decided = rows(read_table(storage, decisions(partition)))
+        fresh = [_shown(row, partition, filters) for row in decided if row["verdict"] != "failed" and REASON not in (row["reasons"] or ())]
         fresh_kept = [shown for shown in fresh if not shown.reasons]
         kept = heapq.nsmallest(KEPT_SHOWN, [*kept, *((shown.uid, shown) for shown in fresh_kept)], key=lambda item: item[0])
         for used in filters:
