@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.cli import main
-from models.catalog import MODELS, TINY_BASE, TINY_NOISED_CLIP, diffusion_model, noised_clip_model
+from models.catalog import MODELS, TINY_BASE, TINY_NOISED_CLIP, ModelSpec, diffusion_model, noised_clip_model
 from models.checkpoints import Checkpoint, load_weights, save_checkpoint
 from models.released import RELEASED, export_weights, fetch_weights, import_weights
 from models.weight_files import read_about, read_tensors, write_tensors
@@ -31,12 +32,17 @@ SPECS = (
 
 
 @pytest.fixture(autouse=True)
-def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_models() -> Iterator[None]:
     """Stand-ins of the released models: same names, same structure, a thousandth of the size."""
-    for name in list(MODELS):
-        monkeypatch.delitem(MODELS, name)
-    for spec in SPECS:
-        monkeypatch.setitem(MODELS, spec.name, spec)
+    everything = dict(MODELS)
+    _replace({spec.name: spec for spec in SPECS})
+    yield
+    _replace(everything)  # all at once: their order is what messages list
+
+
+def _replace(specs: dict[str, ModelSpec]) -> None:
+    MODELS.clear()
+    MODELS.update(specs)
 
 
 @pytest.fixture
