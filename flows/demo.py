@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from filters.learning import LabelPlan, LearnConfig
+from filters.splits import SplitConfig
 from flows.environment import by_hand
 from flows.pipeline import pipeline
 from flows.summary import print_summary
@@ -48,7 +49,12 @@ def demo_config(workspace: str, *, port: int, workers: int = 0) -> RunConfig:
         embed=ClipConfig(model=DEMO),
         labels=os.path.join(folder, "truth.parquet"),
         imports={"hate_symbol": os.path.join(folder, "hate_symbol")},
-        learn=LearnConfig(plan=LabelPlan(random_labels=5_000, text_search_labels=300, boundary_labels=200)),
+        learn=LearnConfig(
+            plan=LabelPlan(random_labels=6_000, text_search_labels=300, boundary_labels=200),
+            # With some 420 positives the least of them alone would be the threshold of a miss rate of 1 %, and one odd picture
+            # would cost half of the clean ones; with more than 628 it is the third.
+            split=SplitConfig(calibrate_share=0.65, test_share=0.15),
+        ),
         shard=ShardConfig(shard_samples=1_000),
         train=("demo-base", "demo-noised-clip"),
         sample=SampleConfig(recipe="demo-base", num_prompts=64, steps="ddim20"),
