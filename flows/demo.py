@@ -4,6 +4,9 @@ import json
 import os
 from pathlib import Path
 
+import click
+import yaml
+
 from filters.learning import LabelPlan, LearnConfig
 from filters.splits import SplitConfig
 from flows.environment import by_hand
@@ -11,7 +14,7 @@ from flows.pipeline import pipeline
 from flows.summary import print_summary
 from models.clip_embedder import DEMO, ClipConfig
 from models.sampled import SampleConfig
-from tasks.config import RunConfig
+from tasks.config import RunConfig, plain
 from winnow.demo.server import DemoServer
 from winnow.demo.world import Scene, WorldConfig, emblem_images, make_world, write_truth, write_url_list
 from winnow.digests import digest
@@ -22,6 +25,7 @@ from winnow.workspace import open_workspace
 
 NUM_SCENES = 8_000
 MANIFEST = Path(__file__).resolve().parent.parent / "data_manifests" / "demo.yaml"
+CONFIG = "world/run.yaml"
 NUM_IMPORTS = 1_000
 """Curated pictures of the emblem: at least 299 of them must be left for calibration."""
 
@@ -31,17 +35,21 @@ def run_demo(workspace: str, *, scenes: int | None = None, port: int = 8731, wor
     world = WorldConfig(num_scenes=scenes or NUM_SCENES)
     config = demo_config(workspace, port=port, workers=workers)
     pictures = make_world(world)
+    storage = open_workspace(workspace)
     with DemoServer(world, port), by_hand():
-        prepare_world(open_workspace(workspace), world, pictures, port)
+        prepare_world(storage, world, pictures, port)
+        # For whoever wants to label, audit or sample in it: every other command takes a config.
+        storage.write_text(CONFIG, yaml.safe_dump(plain(config), sort_keys=False))
         pipeline(config)
     print_summary(workspace)
+    click.echo(f"Config: {storage.full(CONFIG)}, for further commands, such as `winnow filter card CONFIG people`")
 
 
 def demo_config(workspace: str, *, port: int, workers: int = 0) -> RunConfig:
     """The demo's settings."""
     folder = os.path.join(os.path.abspath(workspace), "world")
     return RunConfig(
-        workspace=workspace,
+        workspace=os.path.abspath(workspace),
         manifest=os.path.join(folder, "manifest.yaml"),
         workers=workers,
         partition_rows=1_000,

@@ -87,3 +87,11 @@ def test_a_config_needs_its_manifest() -> None:
 def test_a_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
         RunConfig(**LEAST).workers = 3  # type: ignore[misc]
+
+
+def test_the_demo_s_config_can_be_read_back(tmp_path):
+    from flows.demo import demo_config
+
+    config = demo_config(str(tmp_path / "demo"), port=8731)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    assert read_config(str(tmp_path / "run.yaml")) == config
