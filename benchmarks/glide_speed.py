@@ -141,11 +141,11 @@ class OurTrainer:
         self.update_ema = make_update_ema(0.9999)
 
     def step(self, images: Tensor, t: Tensor, noise: Tensor, tokens: Tensor, mask: Tensor) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
         x_t = q_sample(self.schedule, images, t, noise)
         with computing(CPU, self.precision):
             output = self.model(x_t, self.schedule.model_timesteps(t), tokens, mask)
             loss = hybrid_loss(self.schedule, output, images, x_t, t, noise).loss.mean()
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():

@@ -230,6 +230,7 @@ class Trainer:
         pixels = to_unit_range(images.to(self.device))
         if self.forward is None:
             self.forward = self._made_forward(pixels, captions)
+        self.optimizer.zero_grad(set_to_none=True)  # before the forward pass: its memory is needed there
         with computing(self.device, self.config.precision):
             metrics = batch_loss(
                 self.forward,
@@ -242,7 +243,6 @@ class Trainer:
                 timesteps=self.timesteps,
                 min_snr_gamma=self.config.min_snr_gamma,
             )
-        self.optimizer.zero_grad(set_to_none=True)
         metrics["loss"].backward()
         self.optimizer.step()
         with torch.no_grad():
