@@ -1,6 +1,6 @@
 """Drift of a workspace: partitions that came after a filter's version was in force, against those it was certified on.
 
-The first look at a version writes down its reference: `filters/<name>/<version>/reference.json`, the partitions there were. Later
+The first look at a version writes down its reference: `filters/<name>/drift/reference-<version>.json`, the partitions there were. Later
 partitions are the new batch. Every measurement is a file, `filters/<name>/drift/<version>-<digest of the new partitions>.json`, so
 that the same batch is measured once, and a drift pauses promotion once (filters/promotion.py).
 """
@@ -67,7 +67,7 @@ def latest_drift(storage: Storage, name: str, version: str) -> dict[str, Any] | 
 
 
 def _reference(storage: Storage, used: FilterUsed, partitions: Sequence[str]) -> list[str]:
-    path = f"filters/{used.name}/{used.version}/reference.json"
+    path = f"filters/{used.name}/drift/reference-{used.version}.json"
     if not storage.exists(path):
         storage.write_text(path, json.dumps({"partitions": list(partitions)}, indent=1) + "\n")
     names: list[str] = json.loads(storage.read_bytes(path))["partitions"]

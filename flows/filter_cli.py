@@ -91,7 +91,7 @@ def filter_group() -> None:
 @filter_group.command("card")
 @CONFIG
 @click.argument("filter_name", metavar="NAME")
-@click.option("--out", default=None, type=click.Path(dir_okay=False), help="The page. Default: card.html beside the version.")
+@click.option("--out", default=None, type=click.Path(dir_okay=False), help="The page. Default: card-VERSION.html beside the versions.")
 @click.option("--version", default=None, metavar="VERSION", help="Default: the one the decisions were made with.")
 @click.option("--table", default=None, type=click.Path(dir_okay=False), help="Further columns to slice by, with a column uid.")
 def filter_card(config: str, filter_name: str, out: str | None, version: str | None, table: str | None) -> None:

@@ -17,7 +17,7 @@ def write_card(config: RunConfig, filter_name: str, *, out: str | None, version:
     """Writes a filter's card; returns where.
 
     Args:
-        out: None: beside the version, `filters/<name>/<version>/card.html` of the workspace.
+        out: None: `filters/<name>/card-<version>.html` of the workspace.
         table: parquet or CSV with a column uid and further columns to slice by.
 
     Raises:
@@ -31,7 +31,7 @@ def write_card(config: RunConfig, filter_name: str, *, out: str | None, version:
         card = gather_card(storage, filter_name, version=version, store=store, extra=extra)
     page = render_card(storage, card)
     if out is None:
-        path = f"filters/{filter_name}/{card['version']}/card.html"
+        path = f"filters/{filter_name}/card-{card['version']}.html"
         storage.write_text(path, page)
         return storage.full(path)
     try:

@@ -98,7 +98,7 @@ def test_an_audit_is_drawn_answered_and_put_on_the_card(run, tmp_path):
     page = cards.write_card(config, NAME, out=str(tmp_path / "card.html"), version=None, table=None)
     said = BeautifulSoup(Path(page).read_text(), "html.parser").get_text(" ")
     assert "audit-5" in said and FILTERS[NAME].policy in said
-    assert cards.write_card(config, NAME, out=None, version=None, table=None).endswith(f"/{found['version']}/card.html")
+    assert cards.write_card(config, NAME, out=None, version=None, table=None).endswith(f"/{NAME}/card-{found['version']}.html")
     with pytest.raises(ConfigError, match="no batch 'nope'"):
         auditing.result(config, NAME, "nope", person="eve", command="")
 
