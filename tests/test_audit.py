@@ -15,13 +15,14 @@ from winnow.audit import render_table, summarise, write_report
 from winnow.conservation import check_conservation
 from winnow.report.charts import ticks
 from winnow.report.counts import CAUSES, explain_cause
-from winnow.report.gallery import harmless, thumbnail
+from winnow.report.gallery import harmless, thumbnail, thumbnails
 from winnow.report.page import bytes_text, seconds_text
 from winnow.report.words import gather_words
-from winnow.run_files import FILTERS_USED, partitions, read_json
+from winnow.reported import write_reported
+from winnow.run_files import FILTERS_USED, partitions, read_json, rows
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
-from winnow.workspace import decisions, manifest_part, raw_tar
+from winnow.workspace import decisions, manifest_part, raw_table, raw_tar
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_workspace import HOSTILE, make_workspace
@@ -225,6 +226,17 @@ def test_thumbnails_are_small_and_made_anew(run: Storage) -> None:
     with Image.open(io.BytesIO(made)) as image:
         assert image.size == (160, 53)
     assert thumbnail(b"no image") is None
+
+
+def test_a_reported_image_has_no_picture_wherever_it_is_asked_for(tmp_path: Path) -> None:
+    storage = make_workspace(tmp_path, parts=1, rows=30, trained=False)
+    partition = partitions(storage)[0]
+    raw = rows(read_table(storage, raw_table(partition), ["uid", "status"]))
+    wanted = {row["uid"]: partition for row in raw if row["status"] == "downloaded"}
+    shown = thumbnails(storage, wanted)
+    reported = min(shown)
+    write_reported(storage, {reported}, [partition])
+    assert thumbnails(storage, wanted).keys() == shown.keys() - {reported}
 
 
 def test_images_with_too_many_pixels_are_not_decoded() -> None:

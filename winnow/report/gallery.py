@@ -13,7 +13,7 @@ from PIL import Image
 
 from winnow.decisions import score_column
 from winnow.images import DECODE_ERRORS
-from winnow.reported import REASON
+from winnow.reported import REASON, read_reported
 from winnow.run_files import FilterUsed, datasets, read_json, rows, sidecar
 from winnow.storage import Storage
 from winnow.tables import read_table
@@ -103,14 +103,16 @@ def partitions_of_kept(storage: Storage, uids: set[str]) -> dict[str, str]:
 
 
 def thumbnails(storage: Storage, wanted: dict[str, str]) -> dict[str, str]:
-    """uid -> data URI of a small JPEG, of raw images. Those that cannot be decoded are left out.
+    """uid -> data URI of a small JPEG, of raw images. Those that cannot be decoded, and those that were reported, are left out.
 
     Args:
         wanted: uid -> partition.
     """
+    reported = read_reported(storage)
     by_partition: dict[str, set[str]] = {}
     for uid, partition in wanted.items():
-        by_partition.setdefault(partition, set()).add(uid)
+        if uid not in reported.get(partition, ()):
+            by_partition.setdefault(partition, set()).add(uid)
     found: dict[str, str] = {}
     for partition, uids in sorted(by_partition.items()):
         if not storage.exists(raw_tar(partition)):
