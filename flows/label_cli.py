@@ -35,6 +35,8 @@ def label(
     """A page on this machine to label images on, with the keyboard. Prints a link for each person; Ctrl-C ends it.
 
     Example: winnow label photos.yaml people --mode query --origin boundary --count 200
+
+    FILTER is any name in mode pairs, and two folders of samples (base:base-cfg) in mode compare.
     """
     from flows.cli import _settled
 

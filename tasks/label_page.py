@@ -22,6 +22,7 @@ from models.embedding import folder_images
 from tasks import upstream
 from tasks.config import RunConfig
 from tasks.filtering import SeedVectors, label_store_path
+from tasks.two_pictures import new_batch as new_pairs
 from winnow.digests import digest
 from winnow.errors import ConfigError
 from winnow.storage import Storage
@@ -34,8 +35,8 @@ REASONS: Mapping[str, str] = {
     "text_search": "near the words of the filter's prompts",
     "boundary": "near the classifier's boundary",
 }
-MADE_ELSEWHERE: tuple[Mode, ...] = ("audit", "pairs", "compare")
-"""Modes whose batches are made by what they check: an audit, a regurgitation test, a comparison of models."""
+MADE_ELSEWHERE: tuple[Mode, ...] = ("audit",)
+"""Modes whose batches are made by what they check."""
 
 
 def label(
@@ -100,8 +101,10 @@ def _new_batch(
 ) -> Batch:
     if mode in MADE_ELSEWHERE:
         raise ConfigError(f"{filter_name} has no open batch of mode {mode}, and none can be drawn here: what it checks makes it")
-    name = f"{mode}-{sum(batch.mode == mode for batch in store.all_batches(filter_name))}"
     seed = config.learn.seed
+    if mode in TWO_PICTURES:
+        return new_pairs(storage, store, filter_name, mode=mode, count=count, overlap=overlap, seed=seed)
+    name = f"{mode}-{sum(batch.mode == mode for batch in store.all_batches(filter_name))}"
     if mode == "adjudicate":
         uids, drawn = [conflict.uid for conflict in store.conflicts(filter_name)], "random"
         if not uids:
@@ -194,10 +197,10 @@ def export(config: RunConfig, filter_name: str, path: str) -> int:
     Raises:
         ConfigError: an unknown filter, or a file that cannot be written.
     """
-    if filter_name not in FILTERS:
-        raise ConfigError(f"there is no filter {filter_name!r}. Choose from: {', '.join(FILTERS)}")
     storage = existing_workspace(config.workspace)
     with LabelStore.open(label_store_path(storage, config)) as store:
+        if filter_name not in FILTERS and not store.all_batches(filter_name):
+            raise ConfigError(f"there is no filter {filter_name!r}. Choose from: {', '.join(FILTERS)}")
         return export_labels(store, filter_name, path, storage=storage, partitions=upstream.partitions(storage))
 
 
