@@ -5,7 +5,6 @@ A flow uses the parts it needs. The numbers are those of the paper or of a large
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from models.sampled import SampleConfig
 from winnow.configs import STRICT
 from winnow.download import DownloadConfig
 from winnow.errors import ConfigError
+from winnow.partitions import EVERY_CPU
 from winnow.shards import ShardConfig
 
 
@@ -38,7 +38,7 @@ class RunConfig:
     manifest: str
     """YAML in the form of data_manifests/README.md: which lists of urls."""
     workers: int = 0
-    """Partitions at a time; 0 takes every CPU."""
+    """Partitions at a time; 0 takes every CPU of this machine, or of the Ray cluster that RAY_ADDRESS names."""
     partition_rows: int = 10_000
     """Rows of a partition, the unit of work."""
     download: DownloadConfig = field(default_factory=DownloadConfig)
@@ -84,7 +84,7 @@ class RunConfig:
 
     @property
     def num_workers(self) -> int:
-        return self.workers or os.cpu_count() or 1
+        return self.workers or EVERY_CPU
 
 
 _READER: TypeAdapter[RunConfig] | None = None

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +12,8 @@ import pytest
 
 from winnow import partitions
 from winnow.errors import ShardError, StepFailed
-from winnow.partitions import Outcome, Owner, StageRun, perform, run_step
+from winnow.nodes import Owner, this_host
+from winnow.partitions import Outcome, StageRun, perform, run_step
 from winnow.receipts import Work, list_done, read_receipts
 from winnow.storage import Storage
 
@@ -197,7 +197,7 @@ def test_a_worker_whose_run_has_ended_records_nothing(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     storage, work = Storage(str(tmp_path)), Work(name="00000", inputs={})
-    gone, here = Owner(host=socket.gethostname(), pid=ended.pid), Owner(host=socket.gethostname(), pid=os.getpid())
+    gone, here = Owner(host=this_host(), pid=ended.pid), Owner(host=this_host(), pid=os.getpid())
     with pytest.raises(StepFailed, match="the run that asked for it has ended; nothing was recorded"):
         perform(step, storage, "some", 1, "f" * 16, work, [], gone)
     assert list_done(storage, "some") == []

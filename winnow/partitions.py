@@ -8,21 +8,26 @@ and a few settings, never rows or images. Besides models/launch.py this is the o
 import logging
 import os
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from winnow.errors import StepFailed, WinnowError
+from winnow.errors import ConfigError, StepFailed, WinnowError
+from winnow.nodes import Owner, check_node, owner_of
 from winnow.progress import Progress
 from winnow.receipts import Done, Receipt, Work, forget, list_done, read_receipts, write_receipt
 from winnow.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+EVERY_CPU = -1
+"""As a number of workers: all CPUs of this machine, or of the Ray cluster that is joined, also those that join later."""
+NODE_ANSWERS_SECONDS = 120
+"""A node of the cluster that does not answer within this time is left to Ray's own judgement."""
+STARVED_SECONDS = 60
+"""No partition finished and no node to run one on for so long: say so."""
 MAX_FAILURES_IN_A_ROW = 8
 """This many failures with no success between them stop the stage: something common to all partitions is broken."""
 
@@ -79,13 +84,14 @@ def run_step(
     Args:
         works: one entry a partition, with all that decides whether its output still stands.
         version: of the step's code; raise it when its output changes for the same inputs.
-        workers: partitions at a time on Ray; 0 runs them here, one after the other.
+        workers: partitions at a time on Ray; 0 runs them here, one after the other; EVERY_CPU as many as there are CPUs.
         num_gpus: of each worker, on Ray.
         retries: further tries of a partition whose worker died or met an OSError (Ray only).
         prune: forget partitions that are no longer among `works`, their files included.
 
     Raises:
         StepFailed: some partitions failed; all others were tried and are done.
+        ConfigError: a node of the cluster has other code, or does not see the workspace. Nothing has run.
     """
     began = time.monotonic()
     wanted = {work.name: work for work in works}
@@ -101,7 +107,7 @@ def run_step(
     failed: dict[str, str] = {}
     with Progress(stage, total=len(wanted), done=len(finished)) as progress:
         calls = ((step, storage, stage, version, marks[name], wanted[name], held.get(name, [])) for name in todo)
-        results = _on_ray(calls, progress, workers, num_gpus, retries) if workers and todo else _here(calls)
+        results = _on_ray(calls, storage, progress, workers, num_gpus, retries) if workers and todo else _here(calls)
         in_a_row = 0
         for name, receipt in results:
             if isinstance(receipt, Receipt):
@@ -133,35 +139,19 @@ def run_step(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Owner:
-    """The process that runs the stage and holds the workspace."""
-
-    host: str
-    pid: int
-
-    def is_gone(self) -> bool:
-        """Whether that process has ended. False on another machine: there Ray ends the workers of a lost driver."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        stat = Path(f"/proc/{self.pid}/stat")
-        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 def perform(
     step: Step, storage: Storage, stage: str, version: int, fingerprint: str, work: Work, stale: list[Done], owner: Owner | None = None
 ) -> Receipt:
     """One partition, wherever this process is: forget the old receipt, do the work, write the receipt last.
 
     Raises:
+        ConfigError: this node must not work for the owner (see `Owner.refusal`).
         StepFailed: the run that asked for it is gone. Its workers live on for seconds; what they find then (a server that
             ended with the run, a workspace that another run took) must not count.
     """
     began = time.monotonic()
+    if owner is not None:
+        check_node(owner, storage)
     forget(storage, stage, stale)
     outcome = step(storage, work.name, **work.arguments, **work.unhashed)
     if owner is not None and owner.is_gone():
@@ -201,37 +191,112 @@ def _here(calls: Iterator[Call]) -> Iterator[tuple[str, Receipt | str]]:
             yield name, f"{type(problem).__name__}: {problem}"
 
 
-def _on_ray(calls: Iterator[Call], progress: Progress, workers: int, num_gpus: float, retries: int) -> Iterator[tuple[str, Receipt | str]]:
+def _on_ray(
+    calls: Iterator[Call], storage: Storage, progress: Progress, workers: int, num_gpus: float, retries: int
+) -> Iterator[tuple[str, Receipt | str]]:
     start_ray(workers)
     import ray
 
-    # A dead worker is retried by max_retries; of a step's own errors only those of disk and network can pass by themselves.
-    remote = ray.remote(perform).options(num_cpus=1, num_gpus=num_gpus, max_retries=retries, retry_exceptions=[OSError])
-    owner = Owner(host=socket.gethostname(), pid=os.getpid())
+    # A dead worker or node is retried by max_retries; of a step's own errors only those of disk and network can pass by themselves.
+    # num_gpus is given here and not to ray.remote(), which would end the worker, and forget its network, after each partition.
+    options = {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": retries, "retry_exceptions": [OSError], "scheduling_strategy": "SPREAD"}
+    remote = ray.remote(perform).options(**options)
     running: dict[Any, str] = {}
-    exhausted = False
-    try:
-        while True:
-            while not exhausted and len(running) < workers:
-                call = next(calls, None)
-                if call is None:
-                    exhausted = True
-                else:
-                    running[remote.remote(*call, owner)] = call[5].name  # type: ignore[call-arg]  # Ray does not see the default
-            if not running:
-                return
-            for task in ray.wait(list(running), timeout=1.0)[0]:
-                name = running.pop(task)
-                try:
-                    yield name, ray.get(task)
-                except ray.exceptions.RayTaskError as problem:
-                    yield name, _cause(problem)
-                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError) as problem:
-                    yield name, f"its worker died {retries + 1} times ({type(problem).__name__}); out of memory?"
-            progress.tick()
-    finally:
-        for task in running:
-            ray.cancel(task)
+    exhausted, last = False, time.monotonic()
+    with owner_of(storage, compare=joined()) as owner:
+        if joined():
+            _ask_nodes(owner, storage)
+        try:
+            while True:
+                window = _window(workers, num_gpus)
+                while not exhausted and len(running) < window:
+                    call = next(calls, None)
+                    if call is None:
+                        exhausted = True
+                    else:
+                        running[remote.remote(*call, owner)] = call[5].name  # type: ignore[call-arg]  # Ray does not see the default
+                if not running:
+                    return
+                for task in ray.wait(list(running), timeout=1.0)[0]:
+                    name, last = running.pop(task), time.monotonic()
+                    try:
+                        yield name, ray.get(task)
+                    except ray.exceptions.RayTaskError as problem:
+                        yield name, _cause(problem)
+                    except ray.exceptions.RayError as problem:
+                        yield name, _lost(problem, retries)
+                progress.tick()
+                if joined() and time.monotonic() - last > STARVED_SECONDS and not _slots(num_gpus):
+                    last = time.monotonic()
+                    # Waiting for nodes looks like a hang, and Ray says nothing.
+                    logger.warning(
+                        "%s waits: no node of the cluster has 1 CPU and %g GPUs; it goes on when one joins", progress.title, num_gpus
+                    )
+        finally:
+            for task in running:
+                ray.cancel(task)
+
+
+def joined() -> bool:
+    """Whether stages run on a Ray cluster that others started, rather than on one of this run's own."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def _window(workers: int, num_gpus: float) -> int:
+    """Partitions handed to Ray at a time."""
+    if workers != EVERY_CPU:
+        return workers
+    if not joined():
+        return os.cpu_count() or 1
+    # Twice what can run now: no slot waits for this process, and an autoscaler sees what is waiting. It may begin with no node at all.
+    return max(8, 2 * _slots(num_gpus))
+
+
+def _slots(num_gpus: float) -> int:
+    """Partitions that the cluster's present nodes run at a time."""
+    import ray
+
+    have = ray.cluster_resources()
+    slots = int(have.get("CPU", 0))
+    return min(slots, int(have.get("GPU", 0) / num_gpus)) if num_gpus else slots
+
+
+def _ask_nodes(owner: Owner, storage: Storage) -> None:
+    """Before anything runs: does every node have this code, and see this workspace?
+
+    Raises:
+        ConfigError: one does not; names it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    ask = ray.remote(check_node_of).options(num_cpus=0, max_retries=0)
+    answers = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(owner, storage) for node in nodes
+    ]
+    # A node that dies meanwhile, or is too busy to answer, is no reason to stop: its workers will look for themselves.
+    for answer in ray.wait(answers, num_returns=len(answers), timeout=NODE_ANSWERS_SECONDS)[0] if answers else []:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayTaskError as problem:
+            raise ConfigError(_cause(problem)) from None
+        except ray.exceptions.RayError as problem:
+            logger.warning("a node did not answer: %s", str(problem).splitlines()[0])
+
+
+def check_node_of(owner: Owner, storage: Storage) -> None:
+    """In a worker: `check_node`, as a function that Ray can send by name."""
+    check_node(owner, storage)
+
+
+def _lost(problem: Any, retries: int) -> str:
+    """What became of a partition whose worker or node did not answer."""
+    kind = type(problem).__name__
+    if kind == "LocalRayletDiedError":
+        return "the Ray node of this run has ended; start it again, and run the same command"
+    last = str(problem).strip().splitlines()
+    return f"its worker or node was lost {retries + 1} times ({kind}: {last[0] if last else ''}); out of memory?"
 
 
 def _cause(problem: Any) -> str:
@@ -254,13 +319,18 @@ def start_ray(workers: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     address = os.environ.get("RAY_ADDRESS")
-    if address is None:
+    if not joined():
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this run's own processes connects to it
     import ray
 
     if ray.is_initialized():
         return
     if address is not None:
+        if address.startswith("ray://"):
+            raise ConfigError(
+                f"RAY_ADDRESS is {address}, the address of a Ray Client server, which Winnow does not use. Let this machine join "
+                "the cluster as a node (`ray start --address=HOST:6379 --num-cpus=0`) and set RAY_ADDRESS=HOST:6379."
+            )
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         return
     for tries_left in (2, 1, 0):
@@ -268,7 +338,7 @@ def start_ray(workers: int) -> None:
             ray.init(
                 address="local",  # otherwise Ray joins any cluster that happens to run on this machine
                 include_dashboard=False,
-                num_cpus=workers + 1,  # Ray Train's controller needs one beside its workers
+                num_cpus=_window(workers, 0) + 1,  # Ray Train's controller needs one beside its workers
                 object_store_memory=256 * 1024 * 1024,  # only names and settings travel through it
                 runtime_env=_runtime_env(),
                 logging_level=logging.WARNING,
