@@ -17,7 +17,7 @@ from typing import Any
 from winnow.errors import ConfigError, StepFailed, WinnowError
 from winnow.nodes import Owner, check_node, owner_of
 from winnow.progress import Progress
-from winnow.receipts import Done, Receipt, Work, forget, list_done, read_receipts, write_receipt
+from winnow.receipts import Done, Receipt, Work, entry_of, forget, list_done, read_receipts, write_receipt
 from winnow.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ class Outcome:
     """Rows by what became of them: goes into the receipt, the progress line and the report."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the report wants to know (versions, device, precision); JSON-able, never part of a digest."""
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Path -> "sha256" and "bytes" (and what else its receipt shall say) of outputs that were hashed while they were written; the others
+    are read again."""
 
 
 Step = Callable[..., Outcome]
@@ -163,7 +166,7 @@ def perform(
         version=version,
         inputs=dict(work.inputs),
         arguments=dict(work.arguments),
-        outputs={path: {"sha256": storage.sha256(path), "bytes": storage.size(path)} for path in sorted(outcome.outputs)},
+        outputs={path: dict(outcome.known.get(path) or entry_of(storage, path)) for path in sorted(outcome.outputs)},
         counts=dict(outcome.counts),
         facts=dict(outcome.facts),
         seconds=round(time.monotonic() - began, 3),

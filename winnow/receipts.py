@@ -67,7 +67,7 @@ class Receipt:
     inputs: dict[str, str]
     arguments: dict[str, Any]
     outputs: dict[str, dict[str, Any]]
-    """Relative path -> {"sha256": hex, "bytes": size}."""
+    """Relative path -> {"sha256": hex, "bytes": size}; of a tar of shards "samples", too."""
     counts: dict[str, int]
     facts: dict[str, Any]
     """What else the report wants to know: versions of libraries, device kind, precision. Never part of a digest."""
@@ -117,6 +117,11 @@ def write_receipt(storage: Storage, receipt: Receipt) -> Done:
     text = json.dumps(json.loads(canonical_json(receipt)), sort_keys=True, indent=1)
     storage.write_text(f"{folder_of(receipt.stage)}/{done.file_name}", text + "\n")
     return done
+
+
+def entry_of(storage: Storage, path: str) -> dict[str, Any]:
+    """What a receipt says of an output, read from the file."""
+    return {"sha256": storage.sha256(path), "bytes": storage.size(path)}
 
 
 def forget(storage: Storage, stage: str, stale: Iterable[Done]) -> None:
