@@ -27,6 +27,7 @@ def batch_loss(
     caption_dropout: float = 0.0,
     timesteps: TimestepSampler | None = None,
     min_snr_gamma: float | None = None,
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Loss of a batch of images (batch, 3, size, size) in [-1, 1] at random timesteps, and what else is worth logging. Scalars.
 
@@ -35,6 +36,8 @@ def batch_loss(
         caption_dropout: share of captions that become empty, in [0, 1).
         timesteps: draws them, and is shown the losses of all workers. None: uniform.
         min_snr_gamma: as in `hybrid_loss`.
+        weights: (batch,) of the samples, 1 on average over the data: the loss is the mean of weight times loss, not divided by the
+            batch's own sum, which would pull every batch to the same total. None: all 1. Of a noised CLIP those of this worker.
     """
     sampler = UniformTimesteps(len(schedule)) if timesteps is None else timesteps
     drawn = sampler.draw(len(images), generator)
@@ -47,13 +50,14 @@ def batch_loss(
     if spec.kind == "noised_clip":
         z_image, z_text = model(x_t, model_t, captions.tokens, captions.lengths)
         z_image, z_text = gather_rows(z_image), gather_rows(z_text)
-        loss = contrastive_loss(z_image, z_text)
+        loss = contrastive_loss(z_image, z_text, None if weights is None else gather_rows(weights.to(images.device)))
         target = torch.arange(len(z_image), device=z_image.device)
         return {"loss": loss, "accuracy": ((z_image @ z_text.T).argmax(dim=1) == target).float().mean()}
     output = model(x_t, model_t, captions.tokens, captions.mask, **beside(spec, images, generator))
     losses = hybrid_loss(schedule, output, images, x_t, t, noise, min_snr_gamma=min_snr_gamma)
     show_losses(sampler, drawn.t, losses.loss)
     loss = losses.loss if drawn.weights is None else losses.loss * drawn.weights.to(images.device)
+    loss = loss if weights is None else loss * weights.to(images.device)
     return {"loss": loss.mean(), "mse": losses.mse.mean(), "vb": losses.vb.mean()}
 
 

@@ -9,14 +9,16 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from models.checkpoints import list_checkpoints, newest_checkpoint, read_state, weights_digest
 from models.metrics_log import read_metrics
 from models.recipes import TrainConfig
-from models.shard_loader import read_index
 from models.training import TrainSummary, check_world, difference, summarize, train
+from models.training_data import DataShare, read_data
 from winnow.digests import SHORT, digest
 from winnow.errors import WinnowError
 from winnow.partitions import start_ray, stop_ray
@@ -37,7 +39,7 @@ class TrainingFailed(WinnowError):
 
 def launch(
     config: TrainConfig,
-    shards: str,
+    shards: str | Sequence[DataShare],
     out_dir: str,
     *,
     num_workers: int = 2,
@@ -55,20 +57,20 @@ def launch(
     """
     import torch
 
-    index = read_index(shards)
-    check_world(config, index, max(1, num_workers))
+    data = read_data(shards, weighted=config.sample_weights)
+    check_world(config, data, max(1, num_workers))
     finished = newest_checkpoint(out_dir)
     if finished is not None:
         state = read_state(finished)
-        if state["step"] == config.num_steps and not difference(state, config, index, weights_digest(init_from)):
-            return summarize(config, index, out_dir)
+        if state["step"] == config.num_steps and not difference(state, config, data, weights_digest(init_from)):
+            return summarize(config, data, out_dir)
     use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
     options: dict[str, Any] = {"init_from": init_from}
     if num_workers == 0:
         with _Follower(config, out_dir):
             return train(config, shards, out_dir, device="cuda" if use_gpu else "cpu", **options)
     # Workers run in folders of their own: paths must not depend on where this process stands.
-    options |= {"config": config, "shards": _absolute(shards), "out_dir": os.path.abspath(out_dir)}
+    options |= {"config": config, "shards": _absolute_data(shards), "out_dir": os.path.abspath(out_dir)}
     if init_from is not None:
         options["init_from"] = os.path.abspath(init_from)
     ours = not ray_is_running()
@@ -79,7 +81,7 @@ def launch(
     finally:
         if ours:
             stop_ray()
-    return summarize(config, index, out_dir)
+    return summarize(config, data, out_dir)
 
 
 def ray_is_running() -> bool:
@@ -88,6 +90,10 @@ def ray_is_running() -> bool:
 
 def _absolute(url: str) -> str:
     return url if "://" in url else os.path.abspath(url)
+
+
+def _absolute_data(shards: str | Sequence[DataShare]) -> str | tuple[DataShare, ...]:
+    return _absolute(shards) if isinstance(shards, str) else tuple(replace(one, shards=_absolute(one.shards)) for one in shards)
 
 
 def _fit(options: dict[str, Any], num_workers: int, use_gpu: bool) -> None:

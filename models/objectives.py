@@ -88,11 +88,24 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Te
     return probability.clamp(min=1e-12).log()
 
 
-def contrastive_loss(z_image: Tensor, z_text: Tensor) -> Tensor:
-    """Symmetric InfoNCE (arXiv:2103.00020, figure 3) over rows (batch, embedding) of length one; the i-th of both belong together."""
+def contrastive_loss(z_image: Tensor, z_text: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE (arXiv:2103.00020, figure 3) over rows (batch, embedding) of length one; the i-th of both belong together.
+
+    Args:
+        weights: (batch,) of each pair as the one to be found; as one of the wrong ones it counts like any other. None: all 1.
+    """
     logits = math.exp(LOGIT_SCALE) * z_image @ z_text.T
+    return (weighted_cross_entropy(logits, weights) + weighted_cross_entropy(logits.T, weights)) / 2
+
+
+def weighted_cross_entropy(logits: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over rows of (batch, batch) logits of weight times cross entropy, the i-th row's target being i."""
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if weights is None:
+        return F.cross_entropy(logits, target)
+    log_p = F.log_softmax(logits, dim=1)
+    # The plain mean and what weights add to it: weights of 1 give the bits that no weights give.
+    return F.nll_loss(log_p, target) + ((weights - 1) * F.nll_loss(log_p, target, reduction="none")).mean()
 
 
 def per_image_mean(values: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class TrainConfig:
     was drawn. Noised CLIP: uniform only."""
     min_snr_gamma: float | None = None
     """Weighs the squared error by min(SNR, gamma) / SNR (arXiv:2303.09556; 5 there). None: not. Diffusion models only."""
+    sample_weights: bool = False
+    """Multiplies each sample's loss by its weight (docs/selection.md), which the shards must have beside them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products and convolutions; weights, norms and losses are float32. A CPU that is faster in float32 computes in
     it either way (models/precision.py)."""

@@ -1,19 +1,15 @@
-"""Training data: which sample is read when, and reading it from webdataset-format shards.
+"""Reading training data from webdataset-format shards, in the order of models/sample_order.py.
 
-The order is a pure function of (seed, epoch, rank, world), so that a run resumes by arithmetic. Shards are plain tars
-`NNNNN.tar` with members `<uid>.jpg`, `<uid>.txt`, `<uid>.json`, beside an `index.json`. They are our own and supposed to be
-whole: anything damaged is a ShardError that names file and member.
+Shards are plain tars `NNNNN.tar` with members `<uid>.jpg`, `<uid>.txt`, `<uid>.json`, beside an `index.json`. They are our
+own and supposed to be whole: anything damaged is a ShardError that names file and member.
 """
 
-import hashlib
 import io
-import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,110 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from models.sample_order import mixed_batch_order
+from models.training_data import TrainingData, shard_weights
 from winnow.errors import ShardError
 
-WINDOW_SAMPLES = 16_384
-"""Samples are shuffled within windows of this many: about two shards' worth, so that few files are open at a time."""
-BLOCKS_PER_WORKER = 64
-"""Shards are cut into blocks, which are shuffled whole: this many a worker, or one a shard where shards are more."""
 OPEN_SHARDS = 16
-
-
-class ShardEntry(NamedTuple):
-    name: str
-    num_samples: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardIndex:
-    """What `index.json` says."""
-
-    url: str
-    dataset: str
-    shards: tuple[ShardEntry, ...]
-
-    @property
-    def num_samples(self) -> int:
-        return sum(shard.num_samples for shard in self.shards)
-
-    @property
-    def digest(self) -> str:
-        """Of the data itself, wherever it lies."""
-        return hashlib.sha256(json.dumps([list(shard) for shard in self.shards]).encode()).hexdigest()
-
-
-def read_index(shards: str) -> ShardIndex:
-    """The index of a folder of shards, a path or url. Raises ShardError if it is missing, damaged or empty."""
-    from winnow.storage import Storage
-
-    try:
-        content = json.loads(Storage(shards).read_bytes("index.json"))
-        entries = tuple(ShardEntry(str(one["name"]), int(one["num_samples"]), str(one["sha256"])) for one in content["shards"])
-        index = ShardIndex(url=shards, dataset=str(content["dataset"]), shards=entries)
-    except FileNotFoundError:
-        raise ShardError(f"{shards}: no index.json there; make the shards first") from None
-    except (ValueError, KeyError, TypeError) as problem:
-        raise ShardError(f"{shards}/index.json is damaged ({type(problem).__name__}: {problem}); make the shards again") from problem
-    if not index.num_samples:
-        raise ShardError(f"{shards}/index.json lists no samples: nothing was kept, so there is nothing to train on")
-    return index
-
-
-def epoch_order(num_samples: Sequence[int], *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """What one worker reads in one epoch: (total // world, 2) int64, rows of (shard, sample in shard).
-
-    Shards are cut into blocks and the blocks shuffled; each worker takes an equal span of what that gives, and shuffles
-    within windows of it. The up to `world - 1` samples left over are others in the next epoch.
-
-    Args:
-        num_samples: of each shard.
-    """
-    total = sum(num_samples)
-    share = total // world
-    if not share:
-        raise ShardError(f"{total} samples cannot be shared among {world} workers; keep more, or train with fewer workers")
-    block = max(1, total // (BLOCKS_PER_WORKER * world))
-    shard_of, start_of, length_of = [], [], []
-    for shard, count in enumerate(num_samples):
-        for start in range(0, count, block):
-            shard_of.append(shard)
-            start_of.append(start)
-            length_of.append(min(block, count - start))
-    shuffled = np.random.default_rng([seed, epoch]).permutation(len(shard_of))
-    shards, starts, lengths = (np.asarray(values, dtype=np.int64)[shuffled] for values in (shard_of, start_of, length_of))
-    ends = np.cumsum(lengths)
-    position = np.arange(rank * share, (rank + 1) * share)
-    which = np.searchsorted(ends, position, side="right")
-    order = np.stack([shards[which], starts[which] + position - (ends - lengths)[which]], axis=1)
-    rng = np.random.default_rng([seed, epoch, rank])
-    for begin in range(0, share, WINDOW_SAMPLES):
-        window = order[begin : begin + WINDOW_SAMPLES]
-        order[begin : begin + WINDOW_SAMPLES] = window[rng.permutation(len(window))]
-    return order
-
-
-def batch_order(
-    num_samples: Sequence[int], *, batch_size: int, first_batch: int, num_batches: int, seed: int, rank: int = 0, world: int = 1
-) -> Iterator[list[tuple[int, int]]]:
-    """Batches `first_batch` up to `num_batches` of one worker's endless stream, each a list of (shard, sample in shard).
-
-    Args:
-        batch_size: of this worker.
-    """
-    share = max(1, sum(num_samples) // world)
-    epoch, offset = divmod(first_batch * batch_size, share)
-    order = epoch_order(num_samples, seed=seed, epoch=epoch, rank=rank, world=world)
-    for _ in range(first_batch, num_batches):
-        batch: list[tuple[int, int]] = []
-        while len(batch) < batch_size:
-            taken = order[offset : offset + batch_size - len(batch)]
-            batch += [(int(shard), int(sample)) for shard, sample in taken]
-            offset += len(taken)
-            if offset == share:
-                epoch, offset = epoch + 1, 0
-                order = epoch_order(num_samples, seed=seed, epoch=epoch, rank=rank, world=world)
-        yield batch
 
 
 class Place(NamedTuple):
@@ -175,40 +72,58 @@ def _members(path: str) -> list[dict[str, Place]]:
     return list(samples.values())
 
 
-class ShardSamples(Dataset[tuple[Tensor, str]]):
-    """Samples by (shard, sample in shard): the image (3, size, size) uint8 and its caption."""
+class Batch(NamedTuple):
+    """What one worker is given for one step."""
 
-    def __init__(self, index: ShardIndex, image_size_px: int) -> None:
-        self.index, self.image_size_px = index, image_size_px
-        self._open: OrderedDict[int, tuple[OpenShard, ExitStack]] = OrderedDict()
+    images: Tensor
+    """(batch, 3, size, size) uint8."""
+    captions: list[str]
+    weights: Tensor | None
+    """(batch,) float32, 1 on average over the data; None: all weigh the same."""
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, str]:
+
+class ShardSamples(Dataset[tuple[Tensor, str, float]]):
+    """Samples by (shard, sample in shard): the image (3, size, size) uint8, its caption and its weight.
+
+    Shards of several datasets are numbered through, in the order of the datasets.
+    """
+
+    def __init__(self, data: TrainingData, image_size_px: int) -> None:
+        self.data, self.image_size_px = data, image_size_px
+        self._shards = [(number, shard) for number, part in enumerate(data.parts) for shard in part.shards]
+        self._open: OrderedDict[int, tuple[OpenShard, np.ndarray | None, ExitStack]] = OrderedDict()
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, str, float]:
         shard, sample = place
-        opened = self._shard(shard)
+        opened, weights = self._shard(shard)
         name, encoded = opened.read(sample, "jpg")
         _, caption = opened.read(sample, "txt")
         try:
-            return square_image(encoded, self.image_size_px), caption.decode()
+            image, text = square_image(encoded, self.image_size_px), caption.decode()
         except (OSError, ValueError, SyntaxError) as problem:  # what PIL raises for bad files, and UnicodeDecodeError
             raise ShardError(f"{opened.path}: {name} or its caption cannot be read ({problem}); make the shards again") from problem
+        return image, text, 1.0 if weights is None else float(weights[sample])
 
-    def _shard(self, number: int) -> OpenShard:
+    def _shard(self, number: int) -> tuple[OpenShard, np.ndarray | None]:
         if number in self._open:
             self._open.move_to_end(number)
-            return self._open[number][0]
+            opened, weights, _ = self._open[number]
+            return opened, weights
         from winnow.storage import Storage
 
-        entry = self.index.shards[number]
+        dataset, entry = self._shards[number]
+        url, of_samples = self.data.parts[dataset].url, self.data.weights[dataset]
         stack = ExitStack()
-        storage = Storage(self.index.url)
+        storage = Storage(url)
         if not storage.exists(entry.name):
-            raise ShardError(f"{self.index.url}/{entry.name} is listed in index.json, but is not there; make the shards again")
+            raise ShardError(f"{url}/{entry.name} is listed in index.json, but is not there; make the shards again")
+        weights = None if of_samples is None else shard_weights(url, entry, of_samples[entry.name])
         opened = OpenShard(str(stack.enter_context(storage.local_file(entry.name))), entry.num_samples)
         stack.callback(opened.close)
-        self._open[number] = opened, stack
+        self._open[number] = opened, weights, stack
         if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)[1][1].close()
-        return opened
+            self._open.popitem(last=False)[1][2].close()
+        return opened, weights
 
 
 def square_image(encoded: bytes, size_px: int) -> Tensor:
@@ -234,12 +149,13 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _collate(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
-    return torch.stack([image for image, _ in samples]), [caption for _, caption in samples]
+def _collate(samples: list[tuple[Tensor, str, float]]) -> Batch:
+    images, captions, weights = zip(*samples, strict=True)
+    return Batch(torch.stack(images), list(captions), torch.tensor(weights, dtype=torch.float32))
 
 
 def batches(
-    index: ShardIndex,
+    data: TrainingData,
     *,
     image_size_px: int,
     batch_size: int,
@@ -249,21 +165,32 @@ def batches(
     rank: int = 0,
     world: int = 1,
     num_processes: int = 0,
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """One worker's stream of images (batch, 3, size, size) uint8 and captions, from batch `first_batch` up to `num_batches`.
+) -> Iterator[Batch]:
+    """One worker's stream of batches, from batch `first_batch` up to `num_batches`.
 
     Args:
+        batch_size: of this worker.
         num_processes: that decode ahead; 0 decodes here. The stream is the same.
     """
-    counts = [shard.num_samples for shard in index.shards]
-    order = batch_order(counts, batch_size=batch_size, first_batch=first_batch, num_batches=num_batches, seed=seed, rank=rank, world=world)
+    order = mixed_batch_order(
+        [[shard.num_samples for shard in part.shards] for part in data.parts],
+        data.shares,
+        batch_size=batch_size,
+        first_batch=first_batch,
+        num_batches=num_batches,
+        seed=seed,
+        rank=rank,
+        world=world,
+    )
     # The loader wants a sampler that it can iterate over; a list would hold a whole training's order.
-    dataset = ShardSamples(index, image_size_px)
+    dataset = ShardSamples(data, image_size_px)
     # Spawned, not forked: a copy of a process that runs Ray and several threads may hang or die.
     context = "spawn" if num_processes else None
-    yield from DataLoader(
+    loader = DataLoader(
         dataset, batch_sampler=_Once(order), collate_fn=_collate, num_workers=num_processes, multiprocessing_context=context
     )
+    for batch in loader:
+        yield batch if data.weighted else batch._replace(weights=None)
 
 
 class _Once:

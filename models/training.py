@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,9 +39,10 @@ from models.metrics_log import append_metrics, cut_metrics, read_metrics
 from models.precision import Precision, computing
 from models.recipes import RECIPES as RECIPES
 from models.recipes import TrainConfig as TrainConfig
-from models.shard_loader import ShardIndex, batches, read_index, to_unit_range
+from models.shard_loader import Batch, batches, to_unit_range
 from models.text import Captions
 from models.timestep_sampling import make_timestep_sampler
+from models.training_data import DataShare, TrainingData, read_data
 from models.unet import UNet, num_parameters
 from winnow.errors import CheckpointError, ConfigError
 
@@ -82,11 +83,13 @@ class TrainSummary:
     """Name of the last checkpoint's folder."""
     config: dict[str, Any]
     shards_digest: str
+    data: list[dict[str, Any]]
+    """Each dataset: name, digest, samples, share (a fraction), whether its samples are weighted."""
 
 
 def train(
     config: TrainConfig,
-    shards: str,
+    shards: str | Sequence[DataShare],
     out_dir: str | os.PathLike[str],
     *,
     rank: int = 0,
@@ -100,7 +103,7 @@ def train(
     Goes on from the newest checkpoint in `out_dir`; if that is the last one, nothing is done.
 
     Args:
-        shards: folder of shards with index.json, a path or url.
+        shards: folder of shards with index.json, a path or url; or several with the share of each.
         out_dir: a local or shared folder that every worker sees.
         rank, world: this process among those of the initialised process group; world 1 needs none.
         device: None takes a GPU if there is one.
@@ -109,17 +112,17 @@ def train(
 
     Raises:
         CheckpointError: `out_dir` holds a training with other settings or data, or a damaged checkpoint.
-        ShardError: a shard is damaged.
+        ShardError: a shard is damaged, or its weights are not there.
     """
-    index = read_index(shards)
-    batch_size = check_world(config, index, world)
+    data = read_data(shards, weighted=config.sample_weights)
+    batch_size = check_world(config, data, world)
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trainer = Trainer(config, index, Path(out_dir), rank=rank, world=world, device=device, init_from=init_from)
+        trainer = Trainer(config, data, Path(out_dir), rank=rank, world=world, device=device, init_from=init_from)
         trainer.resume()
         trainer.spec.tokenizer([], trainer.spec.context_length)  # a missing vocabulary stops the training here, not after loading shards
         stream = batches(
-            index,
+            data,
             image_size_px=trainer.spec.image_size_px,
             batch_size=batch_size,
             first_batch=trainer.step,
@@ -129,19 +132,20 @@ def train(
             world=world,
             num_processes=config.loader_processes,
         )
-        for images, captions in stream:
-            trainer.advance(images, trainer.spec.tokenizer(captions, trainer.spec.context_length), report)
+        for batch in stream:
+            trainer.advance(batch, report)
         if world > 1:
             dist.barrier()  # rank 0 has written the last checkpoint, which all go on to read
-    return summarize(config, index, out_dir)
+    return summarize(config, data, out_dir)
 
 
-def check_world(config: TrainConfig, index: ShardIndex, world: int) -> int:
+def check_world(config: TrainConfig, data: TrainingData, world: int) -> int:
     """Images a step of one worker. Raises ConfigError if they cannot be shared evenly, or if there are fewer samples than workers."""
     if config.batch_size % world:
         raise ConfigError(f"batch_size {config.batch_size} cannot be shared evenly among {world} workers")
-    if index.num_samples < world:
-        raise ConfigError(f"{index.url} holds {index.num_samples} samples, fewer than {world} workers")
+    for index in data.parts:
+        if index.num_samples < world:
+            raise ConfigError(f"{index.url} holds {index.num_samples} samples, fewer than {world} workers")
     return config.batch_size // world
 
 
@@ -149,9 +153,9 @@ class Trainer:
     """A training under way: the model, its average, its optimizer, and how far it is."""
 
     def __init__(
-        self, config: TrainConfig, index: ShardIndex, out_dir: Path, *, rank: int, world: int, device: torch.device, init_from: str | None
+        self, config: TrainConfig, data: TrainingData, out_dir: Path, *, rank: int, world: int, device: torch.device, init_from: str | None
     ) -> None:
-        self.config, self.index, self.out_dir, self.rank, self.world, self.device = config, index, out_dir, rank, world, device
+        self.config, self.data, self.out_dir, self.rank, self.world, self.device = config, data, out_dir, rank, world, device
         self.spec = find_model(config.model)
         self.schedule = self.spec.schedule()
         self.timesteps = make_timestep_sampler(config.timestep_sampling, len(self.schedule))
@@ -177,7 +181,7 @@ class Trainer:
     def resume(self) -> None:
         """Takes up the newest checkpoint, if there is one of the same settings and data."""
         found = list_checkpoints(self.out_dir)
-        if found and (what := difference(read_state(found[-1][1]), self.config, self.index, self.init_digest)):
+        if found and (what := difference(read_state(found[-1][1]), self.config, self.data, self.init_digest)):
             raise CheckpointError(
                 f"{self.out_dir} holds a training with {what}. Train into another folder, or remove this one to start afresh"
             )
@@ -191,12 +195,13 @@ class Trainer:
             cut_metrics(self.out_dir, self.step)
         self._logged_since = time.monotonic()
 
-    def advance(self, images: Tensor, captions: Captions, report: Report | None = None) -> None:
-        """One step on a batch of this worker: images (batch, 3, size, size) uint8."""
+    def advance(self, batch: Batch, report: Report | None = None) -> None:
+        """One step on a batch of this worker."""
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
-        metrics = self._update(images, captions)
+        captions = self.spec.tokenizer(batch.captions, self.spec.context_length)
+        metrics = self._update(batch.images, captions, batch.weights)
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
         self._summed_steps += 1
@@ -223,7 +228,7 @@ class Trainer:
             torch.random.set_rng_state(state)
         return DistributedDataParallel(model) if self.world > 1 else model
 
-    def _update(self, images: Tensor, captions: Captions) -> dict[str, Tensor]:
+    def _update(self, images: Tensor, captions: Captions, weights: Tensor | None) -> dict[str, Tensor]:
         seed = step_seed(self.config.seed, self.step, self.rank)
         torch.manual_seed(seed)  # dropout, inside the network
         generator = torch.Generator().manual_seed(seed)  # what is drawn here, on the CPU: the same on every device
@@ -242,6 +247,7 @@ class Trainer:
                 caption_dropout=self.config.caption_dropout,
                 timesteps=self.timesteps,
                 min_snr_gamma=self.config.min_snr_gamma,
+                weights=weights,
             )
         metrics["loss"].backward()
         self.optimizer.step()
@@ -273,8 +279,10 @@ class Trainer:
         return {
             "step": self.step,
             "config": dataclasses.asdict(self.config),
-            "dataset": self.index.dataset,
-            "shards_digest": self.index.digest,
+            "dataset": self.data.dataset,
+            "shards_digest": self.data.digest,
+            "data": self.data.lineage(),
+            "weights_digest": self.data.weights_digest,
             "init_digest": self.init_digest,
             "world": self.world,
             "device": self.device.type,
@@ -314,15 +322,17 @@ def make_update_ema(rate: float) -> Callable[[list[Tensor], list[nn.Parameter], 
     return cast(Any, get_ema_multi_avg_fn(rate))
 
 
-def difference(state: dict[str, Any], config: TrainConfig, index: ShardIndex, init_digest: str) -> str:
+def difference(state: dict[str, Any], config: TrainConfig, data: TrainingData, init_digest: str) -> str:
     """In words, what keeps a checkpoint with this state.json from being gone on from; empty if nothing does."""
     # A checkpoint that is older than a setting was made with what is now its default.
     theirs, ours = TrainConfig.defaults() | state["config"], config.what_decides_the_weights()
     for name in sorted(ours):
         if theirs.get(name) != ours[name]:
             return f"{name} {theirs.get(name)!r} instead of {ours[name]!r}"
-    if state["shards_digest"] != index.digest:
-        return f"other shards ({state['dataset']}) than {index.url} holds now"
+    if state["shards_digest"] != data.digest:
+        return f"other shards ({state['dataset']}) than {data.url} holds now"
+    if state.get("weights_digest") != data.weights_digest:
+        return f"other weights of samples than {data.url} holds now"
     if state["init_digest"] != init_digest:
         return "other weights to start from"
     if state["step"] > config.num_steps:
@@ -335,7 +345,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])
 
 
-def summarize(config: TrainConfig, index: ShardIndex, out_dir: str | os.PathLike[str]) -> TrainSummary:
+def summarize(config: TrainConfig, data: TrainingData, out_dir: str | os.PathLike[str]) -> TrainSummary:
     """What metrics.jsonl and the newest checkpoint say of a training."""
     lines = read_metrics(out_dir)
     losses = [line["loss"] for line in lines]
@@ -355,5 +365,6 @@ def summarize(config: TrainConfig, index: ShardIndex, out_dir: str | os.PathLike
         device=read_state(path)["device"],
         checkpoint=path.name,
         config=dataclasses.asdict(config),
-        shards_digest=index.digest,
+        shards_digest=data.digest,
+        data=data.lineage(),
     )

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.shard_loader import ShardSamples, batch_order, batches, epoch_order, read_index, square_image, to_uint8, to_unit_range
+from models.sample_order import batch_order, epoch_order
+from models.shard_loader import ShardSamples, batches, square_image, to_uint8, to_unit_range
+from models.training_data import read_data
 from winnow.errors import ShardError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,10 +62,11 @@ def test_a_stream_taken_up_in_the_middle_goes_on_as_if_it_had_never_stopped(batc
 
 
 def test_images_come_with_their_own_captions(tmp_path):
-    index = read_index(make_shards(tmp_path / "shards"))
-    images, captions = next(batches(index, image_size_px=16, batch_size=32, first_batch=0, num_batches=1, seed=0))
+    data = read_data(make_shards(tmp_path / "shards"))
+    images, captions, weights = next(batches(data, image_size_px=16, batch_size=32, first_batch=0, num_batches=1, seed=0))
     assert images.shape == (32, 3, 16, 16)
     assert images.dtype == torch.uint8
+    assert weights is None
     for image, caption in zip(images.int(), captions, strict=True):
         if caption.startswith("a red"):
             assert (image[0] - image[1] > 100).any()
@@ -72,11 +75,11 @@ def test_images_come_with_their_own_captions(tmp_path):
 
 
 def test_decoding_in_other_processes_gives_the_same_stream(tmp_path):
-    index = read_index(make_shards(tmp_path / "shards"))
+    data = read_data(make_shards(tmp_path / "shards"))
     settings = {"image_size_px": 16, "batch_size": 8, "first_batch": 1, "num_batches": 5, "seed": 0}
-    here, there = list(batches(index, **settings)), list(batches(index, **settings, num_processes=2))
-    assert [captions for _, captions in here] == [captions for _, captions in there]
-    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(here, there, strict=True))
+    here, there = list(batches(data, **settings)), list(batches(data, **settings, num_processes=2))
+    assert [batch.captions for batch in here] == [batch.captions for batch in there]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(here, there, strict=True))
 
 
 def test_the_central_square_is_reduced_by_area():
@@ -99,9 +102,9 @@ def test_pixels_survive_the_way_to_unit_range_and_back():
 
 
 def read_all(folder: str) -> None:
-    index = read_index(folder)
-    samples = ShardSamples(index, 16)
-    for shard, entry in enumerate(index.shards):
+    data = read_data(folder)
+    samples = ShardSamples(data, 16)
+    for shard, entry in enumerate(data.parts[0].shards):
         for sample in range(entry.num_samples):
             samples[shard, sample]
 
@@ -148,13 +151,13 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_an_index_that_is_missing_damaged_or_empty_is_told_apart(tmp_path):
     with pytest.raises(ShardError, match=r"no index\.json there"):
-        read_index(str(tmp_path))
+        read_data(str(tmp_path))
     (tmp_path / "index.json").write_text('{"dataset": "x", "shards": [{"name": "0.tar"}]}')
     with pytest.raises(ShardError, match=r"index\.json is damaged \(KeyError: 'num_samples'\)"):
-        read_index(str(tmp_path))
+        read_data(str(tmp_path))
     (tmp_path / "index.json").write_text(json.dumps({"dataset": "x", "shards": []}))
     with pytest.raises(ShardError, match="nothing was kept"):
-        read_index(str(tmp_path))
+        read_data(str(tmp_path))
 
 
 def test_more_workers_than_samples_are_refused():

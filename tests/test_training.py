@@ -16,8 +16,8 @@ from models.catalog import MODELS, TINY_BASE, TINY_NOISED_CLIP, diffusion_model,
 from models.checkpoints import Checkpoint, checkpoint_name, load_weights, newest_checkpoint, save_checkpoint
 from models.metrics_log import read_metrics
 from models.recipes import RECIPES, TrainConfig
-from models.shard_loader import read_index
 from models.training import step_seed, train
+from models.training_data import read_index
 from winnow.errors import CheckpointError, ConfigError, ShardError, WinnowError
 
 sys.path.insert(0, str(Path(__file__).parent))

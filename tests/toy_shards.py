@@ -5,8 +5,10 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
@@ -25,6 +27,20 @@ def make_shards(folder: Path, *, counts: tuple[int, ...] = (20, 12), size_px: in
         entries.append({"name": name, "num_samples": count, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
     (folder / "index.json").write_text(json.dumps({"dataset": "toy", "shards": entries}))
     return str(folder)
+
+
+def give_weights(folder: str, weigh: Callable[[int], float]) -> None:
+    """Weights beside shards, in the form of models/training_data.py; `weigh` is told the number of a sample in the dataset."""
+    entries, first = [], 0
+    for shard in json.loads((Path(folder) / "index.json").read_text())["shards"]:
+        weights = np.array([weigh(first + number) for number in range(shard["num_samples"])], np.float32)
+        path = Path(folder) / "weights" / f"{shard['name'].removesuffix('.tar')}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, weights)
+        first += len(weights)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append({"shard": shard["name"], "shard_sha256": shard["sha256"], "sha256": sha256})
+    (Path(folder) / "weights" / "index.json").write_text(json.dumps({"shards": entries}))
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
