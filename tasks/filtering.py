@@ -15,8 +15,9 @@ from models.embedding import feature_digest
 from tasks import upstream
 from tasks.config import RunConfig
 from tasks.policy import stage_task
-from winnow import shards
+from winnow import resharding, shards
 from winnow.errors import ConfigError
+from winnow.manifest import manifest_rows
 from winnow.partitions import StageRun, run_step
 from winnow.reported import write_reported
 from winnow.storage import Storage
@@ -87,14 +88,14 @@ def shard_stage(config: RunConfig) -> StageRun:
     """Writes the kept samples as webdataset shards, with their index."""
     storage = open_workspace(config.workspace)
     partitions = upstream.partitions(storage)
-    works = shards.plan_shards(
-        storage,
+    works = resharding.plan_shards(
         config.shard,
+        rows=manifest_rows(storage),
         raw=upstream.outputs(storage, "download", partitions),
         decided=upstream.outputs(storage, "score", partitions),
     )
-    result = run_step(shards.write_shard, works, storage, stage="shard", version=shards.VERSION, workers=config.num_workers)
-    shards.write_index(storage, config.shard)
+    result = run_step(resharding.write_group, works, storage, stage=shards.STAGE, version=resharding.VERSION, workers=config.num_workers)
+    shards.write_index(storage, config.shard.dataset)
     return result
 
 

@@ -115,7 +115,7 @@ def test_one_worker_and_two_write_the_same_bytes(finished: RunConfig, server: De
 
 
 def flip_a_byte(storage: Storage) -> str:
-    path = "shards/curated/00000.tar"
+    path = "shards/curated/00000-000.tar"
     data = bytearray(storage.read_bytes(path))
     data[len(data) // 2] ^= 1
     storage.write_bytes(path, bytes(data))

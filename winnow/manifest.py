@@ -118,6 +118,11 @@ def read_summary(storage: Storage) -> ManifestSummary:
     return _summary(_read_index(storage), [])
 
 
+def manifest_rows(storage: Storage) -> dict[str, int]:
+    """Partition -> rows it was made with, withdrawn ones included: a number that never changes."""
+    return {entry["name"]: entry["rows"] for entry in _read_index(storage)["partitions"]}
+
+
 def withdrawn_uids(storage: Storage, partition: str) -> frozenset[str]:
     """uids of a partition that no source lists any more: to be left out of decisions and shards."""
     if not storage.exists(WITHDRAWN):

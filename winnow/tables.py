@@ -10,10 +10,15 @@ from winnow.storage import Storage
 
 
 def write_table(storage: Storage, path: str, table: pa.Table) -> None:
-    """Writes a table whole. The bytes depend on rows and schema alone: nothing of pandas, machine or time goes in."""
+    """Writes a table whole, as `table_bytes` makes it."""
+    storage.write_bytes(path, table_bytes(table))
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as a parquet file. The bytes depend on rows and schema alone: nothing of pandas, machine or time goes in."""
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd", row_group_size=64 * 1024, store_schema=False)
-    storage.write_bytes(path, sink.getvalue())
+    return sink.getvalue()
 
 
 def read_table(storage: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
