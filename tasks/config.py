@@ -7,7 +7,7 @@ A flow uses the parts it needs. The numbers are those of the paper or of a large
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,7 @@ from filters.relabel import RelabelConfig
 from models.clip_embedder import ClipConfig
 from models.recipes import RECIPES, STARTS_FROM
 from models.sampled import SampleConfig
+from models.training_data import DataShare
 from winnow.configs import STRICT
 from winnow.download import DownloadConfig
 from winnow.errors import ConfigError
@@ -58,6 +59,10 @@ class RunConfig:
     shard: ShardConfig = field(default_factory=ShardConfig)
     train: tuple[str, ...] = ("base", "noised-clip")
     """Recipes in models/training.py, trained one after the other."""
+    train_data: dict[str, tuple[DataShare, ...]] = field(default_factory=dict)
+    """Recipe -> the datasets it mixes, with shares that add up to 1 (docs/selection.md); others train on `shard.dataset` alone."""
+    sample_weights: tuple[str, ...] = ()
+    """Recipes whose loss weighs each sample by what `importance` and down-weighted duplicates say."""
     train_workers: int = 2
     """Ray Train workers: one a GPU, or CPU processes where there is none."""
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -76,6 +81,9 @@ class RunConfig:
             start = STARTS_FROM.get(name)
             if start is not None and start not in self.train:
                 raise ConfigError(f"train: {name} goes on from {start}: add {start} to the list")
+        for name in (*self.train_data, *self.sample_weights):
+            if name not in self.train:
+                raise ConfigError(f"train_data, sample_weights: {name!r} is not one of the recipes in train ({', '.join(self.train)})")
         for setting in ("workers", "train_workers"):
             if getattr(self, setting) < 0:
                 raise ConfigError(f"{setting} must be 0 or more, got {getattr(self, setting)}")
@@ -141,8 +149,15 @@ def _line(error: dict[str, Any]) -> str:
         return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}"
     kind: Any = RunConfig
     for part in error["loc"][:-1]:
-        kind = next((entry.type for entry in dataclasses.fields(kind) if entry.name == part), kind)
+        # A number or a key steps into a list or dict of one kind of settings: the kind stays.
+        kind = next((_settings_in(entry.type) for entry in dataclasses.fields(kind) if entry.name == part), kind)
     return f"{where}: unknown setting. Known: {', '.join(entry.name for entry in dataclasses.fields(kind))}"
+
+
+def _settings_in(kind: Any) -> Any:
+    """The dataclass of a setting's type, for example of dict[str, tuple[DataShare, ...]]."""
+    inner = (_settings_in(one) for one in get_args(kind) if one is not Ellipsis)
+    return kind if dataclasses.is_dataclass(kind) else next((one for one in inner if dataclasses.is_dataclass(one)), kind)
 
 
 PATHS = ("workspace", "manifest", "labels", "label_store")
@@ -155,6 +170,15 @@ def _rooted(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     result = {key: rooted(value) if key in PATHS else value for key, value in values.items()}
     if isinstance(result.get("imports"), dict):
         result["imports"] = {name: rooted(path) for name, path in result["imports"].items()}
+    if isinstance(result.get("train_data"), dict):  # a name without a folder is a dataset of this workspace
+        result["train_data"] = {
+            recipe: [
+                {**one, "shards": rooted(one["shards"])} if isinstance(one, dict) and "/" in str(one.get("shards")) else one for one in data
+            ]
+            if isinstance(data, list)
+            else data
+            for recipe, data in result["train_data"].items()
+        }
     embed = result.get("embed")
     if isinstance(embed, dict) and "weights" in embed:
         result["embed"] = {**embed, "weights": rooted(embed["weights"])}

@@ -11,6 +11,7 @@ from models.catalog import find_model
 from models.checkpoints import newest_checkpoint, weights_digest
 from models.launch import launch
 from models.recipes import STARTS_FROM, stages_of
+from models.training_data import DataShare, read_data
 from tasks import upstream
 from tasks.config import RunConfig
 from tasks.policy import stage_task
@@ -35,7 +36,7 @@ def train_stage(config: RunConfig) -> StageRun:
     rounds = sorted({len(stages_of(name)) for name in config.train}) or [1]
     runs = []
     for stages in rounds:
-        works = [_work(config, name, shards) for name in config.train if len(stages_of(name)) <= stages]
+        works = [_work(storage, config, name, shards) for name in config.train if len(stages_of(name)) <= stages]
         last = stages == rounds[-1]
         runs.append(run_step(train_model, works, storage, stage="train", version=training.VERSION, prune=last))
     ran = sum(run.ran for run in runs)
@@ -49,23 +50,53 @@ def find_vocabularies(config: RunConfig) -> None:
         spec.tokenizer([], spec.context_length)
 
 
-def _work(config: RunConfig, name: str, shards: str) -> Work:
-    # Training is deterministic: what a recipe starts from is known by that one's settings, before it was trained.
-    before = [training.RECIPES[stage] for stage in stages_of(name)[:-1]]
+def _work(storage: Storage, config: RunConfig, name: str, shards: str) -> Work:
+    inputs = _data_inputs(storage, config, name, shards)
+    # Training is deterministic: what a recipe starts from is known by that one's settings and data, before it was trained.
+    before = stages_of(name)[:-1]
+    if before:
+        own = {stage: found for stage in before if (found := _data_inputs(storage, config, stage, shards)) != {"shards": shards}}
+        inputs["starts_from"] = digest([*(_recipe(config, stage) for stage in before), *([own] if own else [])])
     return Work(
         name=name,
-        inputs={"shards": shards, **({"starts_from": digest(before)} if before else {})},
-        arguments={"config": training.RECIPES[name], "num_workers": config.train_workers},
-        unhashed={"dataset": config.shard.dataset, "shards_digest": shards},
+        inputs=inputs,
+        arguments={"config": _recipe(config, name), "num_workers": config.train_workers},
+        unhashed={"data": _data(storage, config, name), "inputs": inputs},
     )
 
 
+def _recipe(config: RunConfig, name: str) -> training.TrainConfig:
+    return replace(training.RECIPES[name], sample_weights=True) if name in config.sample_weights else training.RECIPES[name]
+
+
+def _data(storage: Storage, config: RunConfig, name: str) -> tuple[DataShare, ...]:
+    """What a recipe reads, by path or url: the run's own dataset, or the mixture that the config names."""
+    wanted = config.train_data.get(name) or (DataShare(shards=config.shard.dataset, share=1.0),)
+    return tuple(one if "/" in one.shards else replace(one, shards=storage.full(shard_folder(one.shards))) for one in wanted)
+
+
+def _data_inputs(storage: Storage, config: RunConfig, name: str, shards: str) -> dict[str, str]:
+    """Digests of a recipe's data: of the shard stage's outputs, or of a mixture; and of the weights of samples."""
+    mixed, weighted = name in config.train_data, name in config.sample_weights
+    if not mixed and not weighted:
+        return {"shards": shards}
+    data = read_data(_data(storage, config, name), weighted=weighted)
+    found = {"shards": data.digest if mixed else shards}
+    return found | {"weights": data.weights_digest} if data.weights_digest is not None else found
+
+
 def train_model(
-    storage: Storage, name: str, *, config: training.TrainConfig, num_workers: int, dataset: str, shards_digest: str
+    storage: Storage, name: str, *, config: training.TrainConfig, num_workers: int, data: tuple[DataShare, ...], inputs: dict[str, str]
 ) -> Outcome:
-    """One model, on Ray Train, from the shards of a dataset to `checkpoints/<recipe>/`."""
+    """One model, on Ray Train, from shards to `checkpoints/<recipe>/`.
+
+    Args:
+        data: one dataset, or several with shares.
+        inputs: digests of the data: a folder of checkpoints is for these alone.
+    """
     folder = checkpoint_folder(name)
-    purpose: dict[str, Any] = {"recipe": config.what_was_chosen(), "shards": shards_digest, "num_workers": num_workers}
+    of_data = {key: mark for key, mark in inputs.items() if key != "starts_from"}
+    purpose: dict[str, Any] = {"recipe": config.what_was_chosen(), **of_data, "num_workers": num_workers}
     start = None
     if name in STARTS_FROM:
         start = newest_checkpoint(storage.full(checkpoint_folder(STARTS_FROM[name])))
@@ -74,12 +105,12 @@ def train_model(
     keep_apart(Path(storage.full(folder)), purpose)
     start_ray(num_workers)
     init_from = None if start is None else str(start)
-    summary = launch(config, storage.full(shard_folder(dataset)), storage.full(folder), num_workers=num_workers, init_from=init_from)
+    summary = launch(config, data, storage.full(folder), num_workers=num_workers, init_from=init_from)
     final = f"{folder}/{summary.checkpoint}"
     return Outcome(
         outputs=(*storage.walk(final), f"{folder}/metrics.jsonl"),
         counts={"steps": summary.steps, "images": summary.images},
-        facts={"checkpoint": final, "final_loss": summary.final_loss, "device": summary.device},
+        facts={"checkpoint": final, "final_loss": summary.final_loss, "device": summary.device, "data": summary.data},
     )
 
 

@@ -40,6 +40,7 @@ def _training(storage: Storage, model: str, counts: dict[str, int], facts: dict[
         "steps": counts.get("steps", steps[-1] if steps else 0),
         "images": counts.get("images"),
         "device": facts.get("device"),
+        "data": facts.get("data", []),
         "checkpoint": facts.get("checkpoint"),
         "seconds": round(seconds, 1),
         "first_loss": float(np.mean(losses[:tenth])) if losses else None,

@@ -1,5 +1,6 @@
 """The report as one HTML file: no script, no outside file, every caption escaped."""
 
+from fractions import Fraction
 from typing import Any
 
 import jinja2
@@ -65,7 +66,13 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "interval": interval_text, "bytes": bytes_text, "seconds": seconds_text}
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval_text,
+        "bytes": bytes_text,
+        "seconds": seconds_text,
+        "share": share_text,
+    }
     template = environment.get_template("report.html.j2")
     return template.render(
         summary=summary,
@@ -117,6 +124,11 @@ def bytes_text(size: float) -> str:
             return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
         size /= 1000
     raise AssertionError("unreachable")
+
+
+def share_text(fraction: str) -> str:
+    """67/137 -> 48.91 %."""
+    return f"{100 * float(Fraction(fraction)):.4g} %"
 
 
 def seconds_text(seconds: float) -> str:
