@@ -4,12 +4,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from filters.label_batches import batch_items, of
 from filters.label_opinions import answer_of, standing
 from filters.label_records import Batch
 from filters.label_schema import tables
-from filters.labels import LabelStore, as_row
+from filters.labels import LabelStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +47,10 @@ def progress(store: LabelStore, batch: Batch, person: str, *, tab: str = "", at:
         total = connection.execute(
             sa.select(sa.func.count()).where(*of(items, batch), ~sa.exists().where(blocked.c.uid == items.c.uid))
         ).scalar_one()
-        query = sa.select(labels).where(labels.c.filter == batch.filter_name, labels.c.batch == batch.name).order_by(labels.c.id)
-        rows = [as_row(row) for row in connection.execute(query).mappings()]
+        # Of tens of thousands of answers only what is counted, as the database gives it: a Row of each would take seconds.
+        counted = (labels.c[name] for name in ("uid", "person", "answer", "value", "undoes", "idempotency_key"))
+        query = sa.select(*counted).where(labels.c.filter == batch.filter_name, labels.c.batch == batch.name).order_by(labels.c.id)
+        rows: list[Any] = list(connection.execute(query).all())
         theirs = sa.or_(leases.c.person != person, leases.c.tab != tab)
         held = connection.execute(sa.select(leases.c.until).where(*of(leases, batch), theirs, leases.c.until > at)).scalars().all()
     latest: dict[tuple[str, str], str] = {}

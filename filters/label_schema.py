@@ -142,9 +142,13 @@ _DECISIONS_AND_ITEMS = Migration(
     ),
 )
 
+# Looked up by both columns: with an index on one of them each, SQLite took the person's, and read all of a person's rows a time.
+_UNDONE_BY = "DROP INDEX labels_undone;; CREATE INDEX labels_undone_by ON labels (undoes, person);;"
+
 MIGRATIONS: dict[str, Migration] = {
     "0001-labels-and-batches": _LABELS_AND_BATCHES,
     "0002-decisions-and-items": _DECISIONS_AND_ITEMS,
+    "0003-undone-by": Migration(sqlite=_UNDONE_BY, postgresql=_UNDONE_BY),
 }
 """Applied in this order, each once."""
 
