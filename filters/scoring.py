@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from filters.search import read_features, read_withdrawn
 from filters.svm import svm_from_bytes
 from winnow.decisions import schema, score_column
 from winnow.digests import digest
+from winnow.duplicates import copy_reasons
 from winnow.errors import ConfigError, ConservationError
 from winnow.partitions import Outcome
 from winnow.receipts import Work
@@ -26,12 +28,32 @@ VERSION = 2
 FILTERS_USED = "decisions/filters.json"
 
 
-def score_works(storage: Storage, runs: Sequence[FilterRun], *, raw: Mapping[str, str], embedded: Mapping[str, str]) -> Iterator[Work]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decided:
+    """The verdicts on a partition."""
+
+    uids: list[str]
+    """Sorted: the listed ones."""
+    verdicts: list[str]
+    counts: dict[str, int]
+    table: pa.Table
+    """The decision log's rows."""
+
+
+def score_works(
+    storage: Storage,
+    runs: Sequence[FilterRun],
+    *,
+    raw: Mapping[str, str],
+    embedded: Mapping[str, str],
+    copies: Mapping[str, str] | None = None,
+) -> Iterator[Work]:
     """What each partition's decisions depend on.
 
     Args:
         raw: partition -> output digest of its download.
         embedded: partition -> output digest of its embedding.
+        copies: partition -> digest of what is known of its near-duplicates, where they were looked for.
     """
     withdrawn, reported = read_withdrawn(storage), read_reported(storage)
     filters = filters_used(storage, runs)
@@ -42,6 +64,8 @@ def score_works(storage: Storage, runs: Sequence[FilterRun], *, raw: Mapping[str
             "withdrawn": digest(sorted(withdrawn.get(partition, ()))),
             "reported": digest(sorted(reported.get(partition, ()))),
         }
+        if copies is not None:
+            inputs["copies"] = copies[partition]
         yield Work(name=partition, inputs=inputs, arguments={"filters": filters})
 
 
@@ -89,6 +113,19 @@ def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[st
     Raises:
         ConservationError: manifest, download and embedding do not speak of the same samples.
     """
+    decided = decide(storage, name, filters, copy_reasons(storage, name), device)
+    write_table(storage, decisions(name), decided.table)
+    return Outcome(outputs=(decisions(name),), counts=decided.counts)
+
+
+def decide(
+    storage: Storage, name: str, filters: Sequence[Mapping[str, Any]], copies: Mapping[str, Sequence[str]], device: str = "cpu"
+) -> Decided:
+    """The verdict on every listed sample of a partition, not written anywhere.
+
+    Args:
+        copies: uid -> further reasons to drop it, which have to do with other images.
+    """
     withdrawn = read_withdrawn(storage).get(name, frozenset())
     reported = read_reported(storage).get(name, frozenset())
     listed = read_table(storage, manifest_part(name), ["uid"]).column("uid").to_pylist()
@@ -118,11 +155,11 @@ def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[st
             reasons.append([filter_name for filter_name, drops in zip(names, dropped[row], strict=True) if drops])
             if uid in reported:
                 reasons[-1].append(REASON)
+            reasons[-1] += copies.get(uid, ())
             verdicts.append("dropped" if reasons[-1] else "kept")
     columns = {"uid": uids, "verdict": verdicts, "reasons": reasons}
     for column, filter_name in enumerate(names):
         columns[score_column(filter_name)] = [None if row is None else float(scores[row, column]) for row in rows]
-    write_table(storage, decisions(name), pa.table(columns, schema=schema(names)))
     counts = {verdict: verdicts.count(verdict) for verdict in ("kept", "dropped", "failed")}
     if reported:
         counts[REASON] = sum(REASON in of_one for of_one in reasons)
@@ -130,7 +167,9 @@ def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[st
         counts[f"dropped_by_{filter_name}"] = sum(
             filter_name in of_one for of_one, v in zip(reasons, verdicts, strict=True) if v == "dropped"
         )
-    return Outcome(outputs=(decisions(name),), counts=counts)
+    for kind in sorted({reason.partition(":")[0] for of_one in copies.values() for reason in of_one}):
+        counts[f"dropped_as_{kind}"] = sum(any(reason.partition(":")[0] == kind for reason in of_one) for of_one in reasons)
+    return Decided(uids=uids, verdicts=verdicts, counts=counts, table=pa.table(columns, schema=schema(names)))
 
 
 @lru_cache(maxsize=2)

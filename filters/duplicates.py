@@ -1,0 +1,297 @@
+"""When two images are near-duplicates, which is the better one, and which images form a group. Arrays only.
+
+Two images are near-duplicates if the cosine of their CLIP features is at least `min_cosine` *and* their difference hashes differ in
+at most `max_hamming` of 64 bits, as they are or one of them mirrored. CLIP alone takes two photos of one scene for each other, the
+hash alone takes plain pictures for each other.
+
+Verdicts depend on the two images alone, never on the batch, the device or the number of workers: features are float16, whose products
+are multiples of 2^-48, so a dot product of unit vectors is *exact* in float64 in whatever order it is summed. A float32 product only
+says which pairs are clear; those near the threshold are settled exactly.
+
+A group is a star: its centre is better than all others, and each of them is a near-duplicate of the centre itself. Chains (a like b,
+b like c, c unlike a: the frames of a film) therefore end after one step, and no group grows without bound.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from winnow.configs import STRICT
+from winnow.errors import ConfigError
+
+Mode = Literal["keep_best", "down_weight", "mark", "off"]
+CHOICES: tuple[Mode, ...] = ("keep_best", "down_weight", "mark", "off")
+QUERY_BLOCK, BASE_BLOCK = 1024, 8192
+"""Rows of a matrix product: 32 MB of cosines."""
+EXACT_BLOCK = 4096
+"""Pairs whose cosine is computed in float64 at a time."""
+NEIGHBOURS = 32
+"""Better near-duplicates that are kept of an image, the best ones: a picture found 100,000 times has five billion pairs."""
+PRUNE_ABOVE = 1_000_000
+"""Pairs held before those beyond NEIGHBOURS go."""
+PAIR = np.dtype(
+    [
+        ("worse", "S32"), ("worse_partition", "i4"), ("worse_pixels", "i8"),
+        ("better", "S32"), ("better_partition", "i4"), ("better_pixels", "i8"),
+        ("cosine", "f8"), ("hamming", "u1"), ("mirrored", "?"),
+    ]
+)  # fmt: skip
+"""A pair of near-duplicates: uids, which partition of a list each is in, pixels; cosine, differing bits of the hashes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DuplicateConfig:
+    """What counts as a near-duplicate, and what becomes of it. GLIDE does not thin; thinning stopped DALL-E 2 from repeating images."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    mode: Mode = "keep_best"
+    """keep_best drops all of a group but the best; down_weight keeps all with weight 1 / size; mark only records; off does not search."""
+    min_cosine: float = 0.94
+    """Of CLIP features. Chosen with `max_hamming` from the curve in docs/near-duplicates.md."""
+    max_hamming: int = 10
+    """Bits of 64 in which the difference hashes may differ."""
+    exact_rows: int = 2_000_000
+    """Up to so many images every pair is compared; above, only those in near cells."""
+    cell_rows: int = 4096
+    """Images a cell, on average, when cells are used."""
+    nprobe: int = 4
+    """Cells in which an image's duplicates are looked for. More finds more: see docs/near-duplicates.md for the recall."""
+    references: dict[str, str] = field(default_factory=dict)
+    """Name -> evaluation set that must not be trained on: a folder of images, a features table, or another run's workspace."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in CHOICES:
+            raise ConfigError(f"duplicates.mode must be one of {', '.join(CHOICES)}, got {self.mode!r}")
+        if not 0 < self.min_cosine <= 1:
+            raise ConfigError(f"duplicates.min_cosine must be above 0 and at most 1, got {self.min_cosine}")
+        if not 0 <= self.max_hamming < 32:
+            raise ConfigError(f"duplicates.max_hamming must be 0 to 31 (32 of 64 bits differ by chance), got {self.max_hamming}")
+        for name in ("exact_rows", "cell_rows", "nprobe"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"duplicates.{name} must be at least 1, got {getattr(self, name)}")
+        for name in self.references:
+            if not name.replace("_", "").replace("-", "").isalnum() or name != name.lower():
+                raise ConfigError(f"duplicates.references: {name!r} must be lower-case letters, digits, - and _: it becomes a reason")
+
+    @property
+    def limits(self) -> "Limits":
+        return Limits(min_cosine=self.min_cosine, max_hamming=self.max_hamming)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What makes two images near-duplicates."""
+
+    min_cosine: float
+    max_hamming: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Rows to compare."""
+
+    uids: np.ndarray
+    """(n,) S32."""
+    vectors: np.ndarray
+    """(n, dim) float16, about unit length."""
+    dhashes: np.ndarray
+    """(n,) uint64."""
+    pixels: np.ndarray
+    """(n,) int64: width times height."""
+    partitions: np.ndarray
+    """(n,) int32: which of a list of partitions."""
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def take(self, rows: np.ndarray) -> "Images":
+        return Images(
+            uids=self.uids[rows], vectors=self.vectors[rows], dhashes=self.dhashes[rows], pixels=self.pixels[rows],
+            partitions=self.partitions[rows],
+        )  # fmt: skip
+
+    def best_first(self) -> "Images":
+        """The better of two near-duplicates has more pixels, then the smaller uid."""
+        return self.take(np.lexsort((self.uids, -self.pixels)))
+
+
+def mirrored_hash(dhashes: np.ndarray) -> np.ndarray:
+    """The difference hash of the mirrored image, from that of the image: each row of 8 bits reversed and inverted.
+
+    Exact but where two neighbouring pixels of the miniature are equal: such a bit is 0 both ways.
+
+    Args:
+        dhashes: (n,) uint64.
+    """
+    rows = np.ascontiguousarray(dhashes, dtype=np.uint64).view(np.uint8)
+    turned = np.packbits(np.unpackbits(rows).reshape(-1, 8)[:, ::-1], axis=1)
+    return ~turned.ravel().view(np.uint64)
+
+
+def hash_distance(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) differing bits of difference hashes, the smaller of as they are and one mirrored; and whether mirrored was smaller."""
+    straight = np.bitwise_count(one ^ other)
+    turned = np.bitwise_count(mirrored_hash(one) ^ other)
+    return np.minimum(straight, turned), turned < straight
+
+
+def exact_cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n, dim) float16 twice -> (n,) float64 cosines of the rows: the same bits in any batch and order of summation."""
+    found = np.empty(len(one))
+    for start in range(0, len(one), EXACT_BLOCK):
+        x, y = (side[start : start + EXACT_BLOCK].astype(np.float64) for side in (one, other))
+        lengths = np.einsum("nd,nd->n", x, x) * np.einsum("nd,nd->n", y, y)
+        found[start : start + EXACT_BLOCK] = np.einsum("nd,nd->n", x, y) / np.sqrt(np.maximum(lengths, 1e-24))
+    return found
+
+
+def error_bound(dim: int) -> float:
+    """How far a float32 cosine of unit vectors of this dimension can be from the exact one, whatever the order of summation."""
+    return 2.0 * (dim + 8) * 2.0**-24  # (n + 3) u of the products and lengths, and room for the square root
+
+
+def near_rows(
+    query: Images, base: Images, limits: Limits, *, same: bool = False, device: str = "cpu"
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of `query` and of `base` that are near-duplicates, a block of pairs at a time.
+
+    Args:
+        same: both are the same rows; each pair comes once, and none of a row with itself.
+    """
+    if not len(query) or not len(base):
+        return
+    if query.vectors.shape[1] != base.vectors.shape[1]:
+        raise ConfigError(f"features have {query.vectors.shape[1]} and {base.vectors.shape[1]} dimensions: they are of different models")
+    margin = error_bound(query.vectors.shape[1])
+    for j in range(0, len(base), BASE_BLOCK):
+        there = _unit(base.vectors[j : j + BASE_BLOCK], device)
+        for i in range(0, min(len(query), j + BASE_BLOCK) if same else len(query), QUERY_BLOCK):
+            cosines = _unit(query.vectors[i : i + QUERY_BLOCK], device) @ there.T
+            close = (cosines >= limits.min_cosine - margin).nonzero()
+            clear = (cosines[close[:, 0], close[:, 1]] >= limits.min_cosine + margin).cpu().numpy()
+            rows, columns = close[:, 0].cpu().numpy() + i, close[:, 1].cpu().numpy() + j
+            wanted = hash_distance(query.dhashes[rows], base.dhashes[columns])[0] <= limits.max_hamming
+            if same:
+                wanted &= rows < columns
+            unsure = np.flatnonzero(wanted & ~clear)
+            wanted[unsure] = exact_cosines(query.vectors[rows[unsure]], base.vectors[columns[unsure]]) >= limits.min_cosine
+            if wanted.any():
+                yield rows[wanted], columns[wanted]
+
+
+def near_pairs(query: Images, bases: Iterator[Images], limits: Limits, *, within: bool = True, device: str = "cpu") -> np.ndarray:
+    """All pairs of `query` with itself and with `bases`, as PAIR, sorted; of each image the NEIGHBOURS best better ones.
+
+    Args:
+        within: compare `query` with itself, too.
+    """
+    found, held = [np.empty(0, PAIR)], 0
+
+    query = query.best_first()
+
+    def add(base: Images, *, same: bool) -> None:
+        nonlocal found, held
+        base = query if same else base.best_first()
+        for rows, columns in near_rows(query, base, limits, same=same, device=device):
+            pairs = _ranked(query, base, *_best_of_block(query, base, rows, columns))
+            found.append(pairs)
+            held += len(pairs)
+            if held > PRUNE_ABOVE:
+                found = [best_neighbours(np.concatenate(found))]
+                held = len(found[0])
+
+    if within:
+        add(query, same=True)
+    for base in bases:
+        add(base, same=False)
+    return best_neighbours(np.concatenate(found))
+
+
+def _is_better(query: Images, base: Images, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Whether the query's image is the better of each pair: more pixels, then the smaller uid."""
+    larger = query.pixels[rows] > base.pixels[columns]
+    return larger | ((query.pixels[rows] == base.pixels[columns]) & (query.uids[rows] < base.uids[columns]))
+
+
+def _best_of_block(query: Images, base: Images, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each image of a block the NEIGHBOURS best better ones, before anything costly is done with a pair. Both sides: best first."""
+    ours = _is_better(query, base, rows, columns)
+    theirs = np.flatnonzero(~ours)
+    theirs = theirs[np.lexsort((columns[theirs], rows[theirs]))]
+    mine = np.flatnonzero(ours)
+    mine = mine[np.lexsort((rows[mine], columns[mine]))]
+    chosen = np.concatenate([theirs[_places(rows[theirs]) < NEIGHBOURS], mine[_places(columns[mine]) < NEIGHBOURS]])
+    return rows[chosen], columns[chosen]
+
+
+def _places(keys: np.ndarray) -> np.ndarray:
+    """The place of each element among the equal ones, of sorted keys: 0, 1, 0, 0, 1, 2, ..."""
+    first = np.ones(len(keys), dtype=bool)
+    first[1:] = keys[1:] != keys[:-1]
+    begins = np.flatnonzero(first)
+    return np.arange(len(keys)) - np.repeat(begins, np.diff(np.append(begins, len(keys))))
+
+
+def _ranked(query: Images, base: Images, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Pairs with the better image of each named as such."""
+    pairs = np.empty(len(rows), PAIR)
+    ours = _is_better(query, base, rows, columns)
+    for side, mine in (("better", ours), ("worse", ~ours)):
+        pairs[side] = np.where(mine, query.uids[rows], base.uids[columns])
+        pairs[f"{side}_partition"] = np.where(mine, query.partitions[rows], base.partitions[columns])
+        pairs[f"{side}_pixels"] = np.where(mine, query.pixels[rows], base.pixels[columns])
+    pairs["hamming"], pairs["mirrored"] = hash_distance(query.dhashes[rows], base.dhashes[columns])
+    pairs["cosine"] = exact_cosines(query.vectors[rows], base.vectors[columns])
+    return pairs[pairs["worse"] != pairs["better"]]
+
+
+def best_neighbours(pairs: np.ndarray) -> np.ndarray:
+    """Pairs sorted by the worse image, then from the best of its better ones on; NEIGHBOURS of them at most, each pair once.
+
+    The best NEIGHBOURS of all that an image has are among the best of each part, so it does not matter in which parts pairs were found.
+    """
+    if not len(pairs):
+        return pairs
+    pairs = pairs[np.lexsort((pairs["better"], -pairs["better_pixels"], pairs["worse"]))]
+    fresh = np.ones(len(pairs), dtype=bool)
+    fresh[1:] = (pairs["worse"][1:] != pairs["worse"][:-1]) | (pairs["better"][1:] != pairs["better"][:-1])
+    pairs = pairs[fresh]
+    return pairs[_places(pairs["worse"]) < NEIGHBOURS]
+
+
+def stars(worse: np.ndarray, better: np.ndarray, count: int) -> np.ndarray:
+    """The centre of each image: greedily from the best on, an image whose better near-duplicates are no centres is one itself.
+
+    Args:
+        worse: (m,) int64 images of pairs, numbered from the best (0) on: `worse > better`.
+        better: (m,) the other images.
+        count: images in all.
+
+    Returns:
+        (count,) int64: the best centre that an image is a near-duplicate of; of a centre itself.
+    """
+    undecided, is_centre, covered = np.ones(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    while undecided.any():
+        # Settle all that no longer depends on anything open: as many at once as there are independent ones.
+        open_pair = undecided[worse] & undecided[better]
+        waits = np.zeros(count, dtype=bool)
+        waits[worse[open_pair]] = True
+        now = undecided & ~waits
+        covered[worse[is_centre[better]]] = True
+        is_centre |= now & ~covered
+        covered[worse[is_centre[better]]] = True
+        undecided &= ~(is_centre | now | covered)
+    centre = np.arange(count)
+    to_centre = is_centre[better] & ~is_centre[worse]
+    centre[~is_centre] = count
+    np.minimum.at(centre, worse[to_centre], better[to_centre])
+    return centre
+
+
+def _unit(vectors: np.ndarray, device: str) -> torch.Tensor:
+    rows = torch.from_numpy(np.ascontiguousarray(vectors)).to(device).float()
+    return torch.nn.functional.normalize(rows, dim=1)
