@@ -1,6 +1,7 @@
 """The `winnow` command: one command a stage and a flow, no logic. Imports happen inside, so that --help is quick."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,15 @@ WORKSPACE = click.argument("workspace", metavar="WORKSPACE")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="winnow")
-def cli() -> None:
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait this long if another run holds the workspace.")
+def cli(wait: float | None) -> None:
     """Curates image-text pairs free of people, violence and hate symbols, proves how free, and trains and checks GLIDE on them.
 
     To see it work: winnow demo. On your own data: winnow run CONFIG (docs/run-on-your-data.md). To go on after any
     interruption, run the same command again.
     """
+    if wait is not None:
+        os.environ["WINNOW_WAIT_SECONDS"] = str(wait)  # what tasks/session.py reads; a scheduled run sets the variable itself
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 
 from models.clip_embedder import resolve_weights
@@ -13,6 +14,7 @@ from winnow.partitions import stop_ray
 from winnow.storage import Storage
 from winnow.workspace import locked, open_workspace
 
+WAIT = "WINNOW_WAIT_SECONDS"
 _held: set[str] = set()
 """Workspaces this process holds: a flow within a flow works in its caller's session."""
 
@@ -30,7 +32,7 @@ def session(config: RunConfig) -> Iterator[Storage]:
         yield storage
         return
     preflight(config)
-    with locked(storage):
+    with locked(storage, wait_seconds=wait_seconds()):
         _held.add(storage.url)
         try:
             storage.write_text("run.json", json.dumps(plain(config), sort_keys=True, indent=1) + "\n")
@@ -38,6 +40,18 @@ def session(config: RunConfig) -> Iterator[Storage]:
         finally:
             _held.discard(storage.url)
             stop_ray()
+
+
+def wait_seconds() -> float:
+    """How long to wait for another run's end, from WINNOW_WAIT_SECONDS. Raises ConfigError if it is no time."""
+    text = os.environ.get(WAIT, "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{WAIT} must be a number of seconds, 0 or more, got {text!r}")
+    return seconds
 
 
 def preflight(config: RunConfig) -> None:

@@ -8,17 +8,21 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from tests.s3_server import fresh_url
 from winnow.digests import sha256_of
-from winnow.errors import ConfigError, ShardError
-from winnow.storage import Storage
+from winnow.errors import ConfigError, DiskFull, ShardError, WorkspaceLost
+from winnow.storage import Storage, Written, fence
 from winnow.tables import read_table
 
 
-@pytest.fixture(params=["disk", "memory"])
+@pytest.fixture(params=["disk", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """A folder on a disk, and one of fsspec's memory store, which has neither folders nor renames."""
+    """A folder on a disk, one of an S3 server, and one of fsspec's memory store; the last two have neither folders nor renames."""
     if request.param == "disk":
         return Storage(str(tmp_path / "run"))
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        return Storage(fresh_url())
     fsspec.filesystem("memory").store.clear()
     return Storage("memory://bucket/run")
 
@@ -67,6 +71,7 @@ def test_removing_what_is_gone_is_no_error(storage: Storage) -> None:
     storage.remove("f/a")
     storage.remove("f/a")
     storage.write_bytes("f/b", b"")
+    storage.write_bytes("f/deep/c", b"")
     storage.remove_folder("f")
     storage.remove_folder("f")
     assert storage.walk("f") == []
@@ -85,6 +90,67 @@ def test_a_reader_that_needs_a_local_file_gets_one(storage: Storage) -> None:
     assert path.exists() == storage.is_local
 
 
+def test_what_was_written_is_told_with_its_digest(storage: Storage, tmp_path: Path) -> None:
+    digest = sha256_of(io.BytesIO(b"content"))
+    assert storage.write_bytes("a", b"content") == Written(path="a", sha256=digest, bytes=7)
+    for known in (None, digest):
+        (tmp_path / "built").write_bytes(b"content")
+        assert storage.put(tmp_path / "built", "b", sha256=known) == Written(path="b", sha256=digest, bytes=7)
+    assert storage.sha256("b") == digest
+
+
+def test_many_small_files_come_in_the_order_asked_for(storage: Storage) -> None:
+    paths = [f"f/{number}" for number in range(40)]
+    for number, path in enumerate(paths):
+        storage.write_bytes(path, str(number).encode())
+    assert storage.read_many(paths[::-1]) == [str(number).encode() for number in range(40)][::-1]
+    with pytest.raises(FileNotFoundError):
+        storage.read_many([*paths, "f/absent"])
+
+
+def test_absent_is_absent_and_nothing_else(storage: Storage) -> None:
+    assert not storage.exists("absent")
+    for look in (storage.size, storage.read_bytes, storage.open, storage.sha256):
+        with pytest.raises(FileNotFoundError):
+            look("absent")
+    with pytest.raises(FileNotFoundError), storage.local_file("absent") as path:
+        path.read_bytes()
+
+
+def test_a_file_is_read_piece_by_piece_and_sought_in(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.object_store.READ_BLOCK_BYTES", 16)
+    content = bytes(range(100))
+    storage.write_bytes("a", content)
+    with storage.open("a") as stream:
+        assert stream.read(40) == content[:40]
+        stream.seek(-10, os.SEEK_END)
+        assert (stream.tell(), stream.read(100), stream.read()) == (90, content[90:], b"")
+        stream.seek(5)
+        assert stream.read() == content[5:]
+
+
+def test_while_a_fence_stands_nothing_is_written_past_it(storage: Storage, tmp_path: Path) -> None:
+    storage.write_bytes("f/a", b"old")
+    (tmp_path / "built").write_bytes(b"new")
+
+    def lost() -> None:
+        raise WorkspaceLost("taken over")
+
+    writes = (
+        lambda: storage.write_bytes("f/a", b"new"),
+        lambda: storage.put(tmp_path / "built", "f/a"),
+        lambda: storage.remove("f/a"),
+        lambda: storage.remove_folder("f"),
+        storage.ensure_held,
+    )
+    with fence(storage.url, lost):
+        for write in writes:
+            with pytest.raises(WorkspaceLost):
+                write()
+    assert (storage.read_bytes("f/a"), storage.names("f")) == (b"old", ["a"])
+    storage.write_bytes("f/a", b"new")
+
+
 def test_only_the_url_travels_to_other_processes(storage: Storage) -> None:
     storage.exists("anything")  # so that the filesystem is there and could travel, too
     again = pickle.loads(pickle.dumps(storage))
@@ -99,9 +165,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_visible(tmp_path: Pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFull, match=r"no space left for a in .*/run \(No space left on device\)\. Make room"):
         storage.write_bytes("a", b"new")
-    with storage.scratch() as scratch, pytest.raises(OSError, match="No space left"):
+    with storage.scratch() as scratch, pytest.raises(DiskFull, match="no space left for b"):
         (scratch / "built").write_bytes(b"new")
         storage.put(scratch / "built", "b")
     monkeypatch.undo()

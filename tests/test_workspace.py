@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,12 @@ def test_a_second_run_is_refused_and_told_who_holds_the_workspace(tmp_path: Path
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         storage = open_workspace(str(tmp_path / "run"))
-        with pytest.raises(WorkspaceBusy, match=f'is in use by another run .*"pid": {holder.pid}.* Wait for it to end'), locked(storage):
+        with (
+            pytest.raises(
+                WorkspaceBusy, match=rf'is in use by another run .*"pid": {holder.pid}.* Wait for it to end \(--wait SECONDS\), stop it'
+            ),
+            locked(storage),
+        ):
             pass
         # A run that is killed outright frees the workspace: no lock is left behind.
         holder.kill()
@@ -69,11 +75,14 @@ def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path) -> None:
         assert storage.walk() == [".lock", "finished"]
 
 
-def test_an_object_store_is_used_unlocked_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    storage = open_workspace("memory://bucket/unlocked")
-    with locked(storage):
-        storage.write_text("a", "x")
-    assert "is not on a local disk and is not locked; start one run at a time" in capsys.readouterr().err
+def test_a_second_run_may_wait_for_the_first_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        threading.Timer(0.3, holder.stdin.close).start()
+        with locked(open_workspace(str(tmp_path / "run")), wait_seconds=60):
+            assert holder.wait() == 0
 
 
 def test_a_folder_that_no_run_wrote_is_no_workspace_to_read(tmp_path: Path) -> None:

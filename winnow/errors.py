@@ -5,6 +5,11 @@ WinnowError
 │   ├── ManifestError   a manifest or one of its url lists is wrong
 │   └── MissingWeights  weights or a vocabulary are not on this machine
 ├── WorkspaceBusy       another run holds the workspace                (exit code 2)
+├── CommonCause         what stops one partition stops them all: a stage ends at the first
+│   ├── StorageError    the store of the workspace does not answer, or refuses
+│   ├── WorkspaceLost   the lock on a workspace was lost in the middle of a run
+│   ├── DiskFull        no space left on a local disk
+│   └── NotEnoughMemory a step needs more memory than there is
 ├── NotEnoughLabels     too few labels to fit, or to prove the promised miss rate
 ├── StepFailed          partitions of a stage failed; the others are done
 ├── ConservationError   listed = failed + dropped + kept does not hold
@@ -38,6 +43,26 @@ class WorkspaceBusy(WinnowError):
     """Another run holds the workspace."""
 
     exit_code = 2
+
+
+class CommonCause(WinnowError):
+    """Not the fault of one partition: others would fail alike, so a stage ends at the first instead of trying them all."""
+
+
+class StorageError(CommonCause):
+    """A store of objects did not answer in time, or refused. Never raised for a file that is merely absent (FileNotFoundError)."""
+
+
+class WorkspaceLost(CommonCause):
+    """This run no longer holds the workspace: another run took it over, or the store was out of reach for too long."""
+
+
+class DiskFull(CommonCause):
+    """A local disk, or the space a user may take of it, is full: file and folder are named."""
+
+
+class NotEnoughMemory(CommonCause):
+    """A step asked for more memory than there is: says what makes it smaller."""
 
 
 class NotEnoughLabels(WinnowError):

@@ -6,37 +6,73 @@ remote `with open(..., "wb")` block by an exception commits the half that was wr
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import fsspec
+from typing import TYPE_CHECKING, BinaryIO
 
 from winnow.digests import sha256_of
 from winnow.errors import ConfigError
+from winnow.full_disks import telling_full_disks
+
+if TYPE_CHECKING:
+    from winnow.object_store import ObjectStore
 
 TEMPORARY = ".tmp"
 """Folder of unfinished files below a local root. What a killed run left there is removed by the next one."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A file as it was written: its digest is taken on the way, so that nobody need read it again for it."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+_fences: dict[str, Callable[[], None]] = {}
+"""Url -> what must not raise before anything changes there; see `fence`."""
+
+
+@contextlib.contextmanager
+def fence(url: str, check: Callable[[], None]) -> Iterator[None]:
+    """For this while, every write of this process below `url` is preceded by `check`, which raises if the workspace was lost."""
+    _fences[url] = check
+    try:
+        yield
+    finally:
+        del _fences[url]
+
+
 @dataclass(frozen=True)
 class Storage:
-    """A folder somewhere; every path below is relative to it, with forward slashes. Cheap to pickle: only the url travels."""
+    """A folder somewhere; every path below is relative to it, with forward slashes. Cheap to pickle: only the url travels.
+
+    On an object store every method ends within its deadline and raises StorageError if the store does not answer (see
+    winnow/object_store.py); FileNotFoundError always means that a file is absent.
+    """
 
     url: str
 
     @cached_property
-    def _resolved(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        # use_listings_cache: another process's writes must be seen, and s3fs caches listings otherwise.
-        options = {} if self.is_local else {"use_listings_cache": False}
-        filesystem, root = fsspec.core.url_to_fs(self.url, **options)
-        return filesystem, root.rstrip("/")
+    def _root(self) -> str:
+        if not self.is_local:
+            return self.store.root
+        return os.path.abspath(self.url.removeprefix("file://")).rstrip("/")
+
+    @cached_property
+    def store(self) -> "ObjectStore":
+        """The store of objects behind a url; not for local folders."""
+        from winnow.object_store import open_store  # a local workspace does without fsspec
+
+        return open_store(self.url)
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
         return Storage, (self.url,)  # a filesystem must be made anew in each process: s3fs is not fork-safe
@@ -49,24 +85,47 @@ class Storage:
         """The path as the filesystem knows it. Refuses to leave the root."""
         if path.startswith("/") or ".." in path.split("/"):
             raise ConfigError(f"path {path!r} leaves the workspace {self.url}")
-        root = self._resolved[1]
-        return f"{root}/{path}" if path else root
+        return f"{self._root}/{path}" if path else self._root
+
+    def ensure_held(self) -> None:
+        """Raises WorkspaceLost if this process held the workspace and does not any more."""
+        if check := _fences.get(self.url):
+            check()
 
     def exists(self, path: str) -> bool:
-        return bool(self._resolved[0].exists(self.full(path)))
+        """Whether there is such a file; on a disk also such a folder."""
+        if self.is_local:
+            return os.path.exists(self.full(path))
+        return self.store.find(self.full(path)) is not None
 
     def size(self, path: str) -> int:
-        return int(self._resolved[0].size(self.full(path)))
+        """Bytes. Raises FileNotFoundError."""
+        if self.is_local:
+            return os.path.getsize(self.full(path))
+        if (found := self.store.find(self.full(path))) is None:
+            raise FileNotFoundError(f"{self.url}/{path}")
+        return found.size
 
     def read_bytes(self, path: str) -> bytes:
-        return cast(bytes, self._resolved[0].cat_file(self.full(path)))
+        """For small files: a big one is read by `open` or `local_file`. Raises FileNotFoundError."""
+        if self.is_local:
+            return Path(self.full(path)).read_bytes()
+        return self.store.read(self.full(path))
 
     def read_text(self, path: str) -> str:
         return self.read_bytes(path).decode()
 
+    def read_many(self, paths: Sequence[str]) -> list[bytes]:
+        """Contents of many small files, in the order of `paths`; from an object store many at a time. Raises FileNotFoundError."""
+        if self.is_local:
+            return [self.read_bytes(path) for path in paths]
+        return self.store.read_many([self.full(path) for path in paths])
+
     def open(self, path: str) -> BinaryIO:
         """For reading only: files are written whole, by `write_bytes` or `put`."""
-        return cast(BinaryIO, self._resolved[0].open(self.full(path), "rb"))
+        if self.is_local:
+            return open(self.full(path), "rb")
+        return self.store.open(self.full(path))
 
     def sha256(self, path: str) -> str:
         with self.open(path) as stream:
@@ -74,59 +133,83 @@ class Storage:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files directly in a folder, sorted; none if there is no such folder."""
-        filesystem = self._resolved[0]
-        filesystem.invalidate_cache(self.full(folder))
+        full = self.full(folder)
+        if not self.is_local:
+            return sorted(os.path.basename(path) for path in self.store.list_files(full, deep=False))
         try:
-            entries = filesystem.ls(self.full(folder), detail=True)
+            with os.scandir(full) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
         except FileNotFoundError:
             return []
-        return sorted(os.path.basename(entry["name"]) for entry in entries if entry["type"] == "file")
 
     def walk(self, folder: str = "") -> list[str]:
         """Relative paths of all files below a folder, sorted."""
-        filesystem, root = self._resolved
-        filesystem.invalidate_cache()
-        try:
-            found = filesystem.find(self.full(folder))
-        except FileNotFoundError:
-            return []
-        return sorted(path[len(root) + 1 :] for path in found)
+        full = self.full(folder)
+        if not self.is_local:
+            return sorted(path[len(self._root) + 1 :] for path in self.store.list_files(full, deep=True))
+        found = (os.path.join(parent, name) for parent, _, names in os.walk(full, onerror=_raise_unless_absent) for name in names)
+        return sorted(path[len(self._root) + 1 :] for path in found)
 
-    def write_bytes(self, path: str, data: bytes) -> None:
+    def write_bytes(self, path: str, data: bytes) -> Written:
         """The file appears whole, or not at all."""
-        if not self.is_local:
-            self._resolved[0].pipe_file(self.full(path), data)
-            return
-        temporary = self._temporary()
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._rename(temporary, path)
+        self.ensure_held()
+        if self.is_local:
+            with telling_full_disks(path, self.url):
+                temporary = self._temporary()
+                with open(temporary, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                self._rename(temporary, path)
+        else:
+            self.store.write(self.full(path), data)
+        return Written(path=path, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
-    def write_text(self, path: str, text: str) -> None:
-        self.write_bytes(path, text.encode())
+    def write_text(self, path: str, text: str) -> Written:
+        return self.write_bytes(path, text.encode())
 
-    def put(self, local: str | os.PathLike[str], path: str) -> None:
-        """Moves a finished local file to its place; it appears whole, or not at all. The local file is gone afterwards."""
-        if not self.is_local:
-            self._resolved[0].put_file(str(local), self.full(path))
+    def put(self, local: str | os.PathLike[str], path: str, *, sha256: str | None = None) -> Written:
+        """Moves a finished local file to its place; it appears whole, or not at all. The local file is gone afterwards.
+
+        Args:
+            sha256: its digest, if the caller took it while writing; otherwise the file is read once more, from the local disk.
+        """
+        self.ensure_held()
+        size = os.path.getsize(local)
+        if sha256 is None:
+            with open(local, "rb") as stream:
+                sha256 = sha256_of(stream)
+        if self.is_local:
+            with telling_full_disks(path, self.url):
+                temporary = self._temporary()
+                shutil.move(local, temporary)
+                with open(temporary, "rb") as stream:
+                    os.fsync(stream.fileno())
+                self._rename(temporary, path)
+        else:
+            self.store.upload(str(local), self.full(path))
             os.unlink(local)
-            return
-        temporary = self._temporary()
-        shutil.move(local, temporary)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        self._rename(temporary, path)
+        return Written(path=path, sha256=sha256, bytes=size)
 
     def remove(self, path: str) -> None:
         """Removes a file; nothing happens if it is already gone."""
+        self.ensure_held()
+        full = self.full(path)
+        if not self.is_local:
+            self.store.remove(full)
+            return
         with contextlib.suppress(FileNotFoundError):
-            self._resolved[0].rm_file(self.full(path))
+            os.unlink(full)
 
     def remove_folder(self, folder: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._resolved[0].rm(self.full(folder), recursive=True)
+        """Removes a folder and all files below it; nothing happens if it is already gone."""
+        self.ensure_held()
+        if self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.full(folder))
+            return
+        for path in self.walk(folder):
+            self.remove(path)
 
     @contextlib.contextmanager
     def local_file(self, path: str) -> Iterator[Path]:
@@ -136,7 +219,7 @@ class Storage:
             return
         with self.scratch() as folder:
             copy = folder / os.path.basename(path)
-            self._resolved[0].get_file(self.full(path), str(copy))
+            self.store.download(self.full(path), str(copy))
             yield copy
 
     @contextlib.contextmanager
@@ -154,6 +237,10 @@ class Storage:
         if self.is_local:
             shutil.rmtree(self.full(TEMPORARY), ignore_errors=True)
 
+    def clear_abandoned(self, older_than_seconds: float) -> int:
+        """Aborts uploads in parts that killed writers left on an object store; how many. Only for the holder of the workspace's lock."""
+        return 0 if self.is_local else self.store.abort_uploads(older_than_seconds)
+
     def _temporary(self) -> str:
         folder = self.full(TEMPORARY)
         os.makedirs(folder, exist_ok=True)
@@ -170,3 +257,9 @@ class Storage:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _raise_unless_absent(problem: OSError) -> None:
+    """os.walk would pass over a folder that cannot be read, and an unreadable folder is not an empty one."""
+    if not isinstance(problem, FileNotFoundError):
+        raise problem

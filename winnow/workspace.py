@@ -6,12 +6,18 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from typing import TextIO
 
 from winnow.errors import ConfigError, WorkspaceBusy
-from winnow.storage import Storage
+from winnow.storage import Storage, fence
 
 LOCK = ".lock"
+UNLOCKED = "WINNOW_UNLOCKED"
+"""Environment variable by which a person answers for there being one run at a time."""
+ABANDONED_SECONDS = 24 * 3600.0
+"""An upload in parts that began this long ago is no writer's at work."""
 
 
 def manifest_part(partition: str) -> str:
@@ -59,10 +65,12 @@ def open_workspace(url: str) -> Storage:
     """The workspace at a path or url; made if it does not exist.
 
     Raises:
-        ConfigError: it cannot be written to.
+        ConfigError: it cannot be written to, or there is no such bucket.
+        StorageError: its store does not answer, or refuses.
     """
     storage = Storage(url if "://" in url else os.path.abspath(url))
     if not storage.is_local:
+        storage.names("")  # a store that is not there, or refuses, is told before anything runs
         return storage
     try:
         os.makedirs(storage.full(""), exist_ok=True)
@@ -78,33 +86,73 @@ def open_workspace(url: str) -> Storage:
 
 
 @contextlib.contextmanager
-def locked(storage: Storage) -> Iterator[None]:
-    """Holds a local workspace for this process. The kernel frees the lock when the process ends, however it ends.
+def locked(storage: Storage, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Holds a workspace for this process, and clears away what killed runs left unfinished in it.
+
+    On a local disk the kernel frees the lock when the process ends, however it ends. On an object store it is kept by heartbeats
+    (winnow/store_lock.py), and every write of this process is preceded by a look at it.
+
+    Args:
+        wait_seconds: for another run to end; a holder that gives no sign of life is waited for until it counts as gone.
 
     Raises:
         WorkspaceBusy: another process holds it; says which.
+        ConfigError: the store cannot hold a lock.
     """
-    if not storage.is_local:
-        # A lock on an object store needs conditional puts; until then partitions' idempotence is all that protects it.
-        print(f"note: {storage.url} is not on a local disk and is not locked; start one run at a time", file=sys.stderr)
+    if storage.is_local:
+        with _locked_disk(storage, wait_seconds):
+            storage.clear_temporary()
+            yield
+    elif storage.url.startswith("memory://"):
+        yield  # no other process can see it
+    elif not storage.store.honours_conditions():
+        if os.environ.get(UNLOCKED) != "1":
+            raise ConfigError(
+                f"{storage.url} cannot be locked: its store has no conditional writes (If-None-Match, If-Match), or none that this "
+                "program knows, so that two runs could spoil each other's work unnoticed. Use a store that has them (Amazon S3, MinIO); "
+                f"if only one run at a time will ever use this one, set {UNLOCKED}=1."
+            )
+        print(f"note: {storage.url} is not locked ({UNLOCKED}=1); start one run at a time", file=sys.stderr)
         yield
-        return
+    else:
+        from winnow.store_lock import StoreLock
+
+        lock = StoreLock(store=storage.store, path=storage.full(LOCK))
+        lock.take(wait_seconds)
+        try:
+            with fence(storage.url, lock.check):
+                storage.clear_abandoned(ABANDONED_SECONDS)
+                yield
+        finally:
+            lock.release()
+
+
+@contextlib.contextmanager
+def _locked_disk(storage: Storage, wait_seconds: float) -> Iterator[None]:
     # The file stays for ever: removing it would let two processes lock two files of one name.
     with open(storage.full(LOCK), "a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise WorkspaceBusy(
-                f"workspace {storage.url} is in use by another run ({stream.read().strip() or 'just starting'}). "
-                "Wait for it to end, stop it, or use another workspace."
-            ) from None
+        deadline = time.monotonic() + wait_seconds
+        while not _flock(stream):
+            if time.monotonic() >= deadline:
+                stream.seek(0)
+                raise WorkspaceBusy(
+                    f"workspace {storage.url} is in use by another run ({stream.read().strip() or 'just starting'}). "
+                    "Wait for it to end (--wait SECONDS), stop it, or use another workspace."
+                )
+            time.sleep(min(1.0, wait_seconds / 20))
         stream.seek(0)
         stream.truncate()
         stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}))
         stream.flush()
-        storage.clear_temporary()
         yield
+
+
+def _flock(stream: TextIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def existing_workspace(url: str) -> Storage:
