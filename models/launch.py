@@ -20,9 +20,11 @@ from models.recipes import TrainConfig
 from models.training import TrainSummary, check_world, difference, summarize, train
 from models.training_data import DataShare, read_data
 from winnow.digests import SHORT, digest
-from winnow.errors import WinnowError
-from winnow.partitions import start_ray, stop_ray
+from winnow.errors import ConfigError, WinnowError
+from winnow.nodes import check_node, owner_of
+from winnow.partitions import joined, start_ray, stop_ray
 from winnow.progress import Progress
+from winnow.storage import Storage
 
 MAX_RESTARTS = 2
 """Of the workers, after one died."""
@@ -50,9 +52,10 @@ def launch(
 
     Args:
         num_workers: processes, one CPU (and with `use_gpu` one GPU) each; 0 trains in this process, without Ray.
-        use_gpu: None takes GPUs if this machine has one.
+        use_gpu: None takes a GPU for each worker if this machine, or the Ray cluster that is joined, has GPUs now.
 
     Raises:
+        ConfigError: this machine has GPUs, but not one for each worker; or a node of the cluster does not see `out_dir`.
         WinnowError: what a worker could not go on from; or TrainingFailed if workers died more than MAX_RESTARTS times.
     """
     import torch
@@ -64,9 +67,9 @@ def launch(
         state = read_state(finished)
         if state["step"] == config.num_steps and not difference(state, config, data, weights_digest(init_from)):
             return summarize(config, data, out_dir)
-    use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
     options: dict[str, Any] = {"init_from": init_from}
     if num_workers == 0:
+        use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
         with _Follower(config, out_dir):
             return train(config, shards, out_dir, device="cuda" if use_gpu else "cpu", **options)
     # Workers run in folders of their own: paths must not depend on where this process stands.
@@ -77,11 +80,25 @@ def launch(
     start_ray(num_workers)
     try:
         with _Follower(config, out_dir):
-            _fit(options, num_workers, use_gpu)
+            _fit(options, num_workers, gpu_for_each(num_workers) if use_gpu is None else use_gpu)
     finally:
         if ours:
             stop_ray()
     return summarize(config, data, out_dir)
+
+
+def gpu_for_each(num_workers: int) -> bool:
+    """Whether workers take a GPU each: if there are any where Ray is running, which may not be here.
+
+    Raises:
+        ConfigError: there are some, but fewer than workers, and no more can join.
+    """
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < num_workers and not joined():
+        raise ConfigError(f"{num_workers} training workers, but this machine has {gpus} GPU{'s' * (gpus > 1)}: set train_workers to {gpus}")
+    return gpus > 0
 
 
 def ray_is_running() -> bool:
@@ -105,6 +122,7 @@ def _fit(options: dict[str, Any], num_workers: int, use_gpu: bool) -> None:
     records = Path(options["out_dir"]) / RAY_FOLDER
     shutil.rmtree(records, ignore_errors=True)
     records.mkdir(parents=True)
+    storage = Storage(options["out_dir"])
     trainer = TorchTrainer(
         _work,
         train_loop_config=options,
@@ -115,7 +133,9 @@ def _fit(options: dict[str, Any], num_workers: int, use_gpu: bool) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with owner_of(storage, compare=joined(), folder=RAY_FOLDER) as owner:
+            options["owner"] = owner
+            trainer.fit()
     except TrainingFailedError as failure:
         causes = failure.worker_failures.values() if isinstance(failure, WorkerGroupError) else []
         for cause in causes:
@@ -136,6 +156,8 @@ def _work(options: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    options = dict(options)
+    check_node(options.pop("owner"), Storage(options["out_dir"]))
     torch.set_num_threads(1)  # a worker has one CPU
     context = ray.train.get_context()
     device = ray.train.torch.get_device()

@@ -61,16 +61,17 @@ class Owner:
 
 
 @contextlib.contextmanager
-def owner_of(storage: Storage, *, compare: bool) -> Iterator[Owner]:
+def owner_of(storage: Storage, *, compare: bool, folder: str = TEMPORARY) -> Iterator[Owner]:
     """This process as the owner of a stage.
 
     Args:
         compare: whether workers may be elsewhere, so that they have to look at their code and, if it is on a disk, their workspace.
+        folder: of the workspace, for the mark that they look for.
     """
     if not compare:
         yield Owner(host=this_host(), pid=os.getpid())
         return
-    mark = f"{TEMPORARY}/run-{uuid.uuid4().hex}" if storage.is_local else None
+    mark = f"{folder}/run-{uuid.uuid4().hex}" if storage.is_local else None
     if mark is not None:
         storage.write_text(mark, "a stage runs; its workers look for this file\n")
     try:

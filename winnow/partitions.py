@@ -5,13 +5,15 @@ runs here, in this process (`workers=0`), or on Ray as plain tasks in a bounded 
 and a few settings, never rows or images. Besides models/launch.py this is the only module that knows Ray.
 """
 
+import functools
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from winnow.errors import ConfigError, StepFailed, WinnowError
@@ -45,6 +47,8 @@ class Outcome:
     known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Path -> "sha256" and "bytes" (and what else its receipt shall say) of outputs that were hashed while they were written; the others
     are read again."""
+    leftovers: tuple[str, ...] = ()
+    """Local folders that are of use only until the receipt stands: removed then."""
 
 
 Step = Callable[..., Outcome]
@@ -81,6 +85,7 @@ def run_step(
     num_gpus: float = 0.0,
     retries: int = 2,
     prune: bool = True,
+    redo: Collection[str] = (),
 ) -> StageRun:
     """Brings every partition of a stage up to date.
 
@@ -91,6 +96,8 @@ def run_step(
         num_gpus: of each worker, on Ray.
         retries: further tries of a partition whose worker died or met an OSError (Ray only).
         prune: forget partitions that are no longer among `works`, their files included.
+        redo: partitions to do again though they are up to date. Their receipts stay until the step calls what it gets as `forget_old`, as
+            it must before it overwrites anything.
 
     Raises:
         StepFailed: some partitions failed; all others were tried and are done.
@@ -105,6 +112,10 @@ def run_step(
     if prune:
         _prune(storage, stage, [name for name in held if name not in wanted])
     finished = {name: done for name, mark in marks.items() for done in held.get(name, []) if done.fingerprint == mark}
+    for name in set(redo) & finished.keys():
+        before = functools.partial(forget, storage, stage, held.pop(name))
+        wanted[name] = replace(wanted[name], unhashed={**wanted[name].unhashed, "forget_old": before})
+        del finished[name]
     todo = [name for name in sorted(wanted) if name not in finished]
 
     failed: dict[str, str] = {}
@@ -172,6 +183,8 @@ def perform(
         seconds=round(time.monotonic() - began, 3),
     )
     write_receipt(storage, receipt)
+    for folder in outcome.leftovers:
+        shutil.rmtree(folder, ignore_errors=True)
     return receipt
 
 
@@ -274,10 +287,11 @@ def _ask_nodes(owner: Owner, storage: Storage) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    ask = ray.remote(check_node_of).options(num_cpus=0, max_retries=0)
-    answers = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(owner, storage) for node in nodes
-    ]
+    ask = ray.remote(check_node_of)
+    answers = []
+    for node in nodes:
+        place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answers.append(ask.options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(owner, storage))
     # A node that dies meanwhile, or is too busy to answer, is no reason to stop: its workers will look for themselves.
     for answer in ray.wait(answers, num_returns=len(answers), timeout=NODE_ANSWERS_SECONDS)[0] if answers else []:
         try:
