@@ -1,6 +1,6 @@
 """How often the bounds of a stratified audit hold, and how tight they are: a class of 0.1 %, 3,000 labels, 1,000 simulated audits.
 
-    python benchmarks/stratified_audit.py [--runs 1000] [--labels 3000] [--prevalence 0.001]
+    python benchmarks/stratified_audit.py [--runs 1000] [--labels 3000] [--prevalence 0.001] [--sees 0.9 --honeypots 50]
 
 Clean images score N(0, 1) and positives N(4, 1) (so the log-odds are a line); the threshold misses 1 % of positives. Two more worlds
 break the assumption of the tapering bound: positives spread wider (N(4, 1.5)), and 5 % of positives that score as clean images do.
@@ -40,21 +40,32 @@ WORLDS = (World(name="log-odds are a line"), World(name="positives spread wider"
 
 
 def audit(
-    world: World, rng: np.random.Generator, *, labels: int, prevalence: float, images: int = IMAGES
+    world: World,
+    rng: np.random.Generator,
+    *,
+    labels: int,
+    prevalence: float,
+    images: int = IMAGES,
+    sees: float = 1.0,
+    honeypots: int = 0,
 ) -> tuple[StratifiedResult, float, float]:
-    """One audit: its result, and the true miss rate and leak of its images."""
+    """One audit: its result, and the true miss rate and leak of its images. The inspectors see a share `sees` of the positives."""
     scores, values = world.sample(rng, prevalence, images)
     strata = plan_strata(scores, THRESHOLD, budget=labels)
     drawn = draw_strata(scores, strata, rng)
-    result = stratified_result(scores, strata, drawn, [values[rows] for rows in drawn])
+    seen = values * (rng.random(len(values)) < sees)
+    noticed = int(rng.binomial(honeypots, sees))
+    result = stratified_result(scores, strata, drawn, [seen[rows] for rows in drawn], honeypots_found=noticed, honeypots=honeypots)
     kept = scores < THRESHOLD
     return result, float(values[kept].sum() / values.sum()), float(values[kept].mean())
 
 
-def coverage(world: World, *, runs: int, labels: int, prevalence: float, seed: int = 0) -> dict[str, object]:
+def coverage(
+    world: World, *, runs: int, labels: int, prevalence: float, sees: float = 1.0, honeypots: int = 0, seed: int = 0
+) -> dict[str, object]:
     """Share of audits whose bounds hold, and the bounds' medians."""
     rng = np.random.default_rng(seed)
-    audits = [audit(world, rng, labels=labels, prevalence=prevalence) for _ in range(runs)]
+    audits = [audit(world, rng, labels=labels, prevalence=prevalence, sees=sees, honeypots=honeypots) for _ in range(runs)]
     tapered = [(result.tapering_miss_rate_at_most, miss) for result, miss, _ in audits if result.tapering_miss_rate_at_most is not None]
 
     def held(hits: int, n: int) -> str:
@@ -81,9 +92,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--labels", type=int, default=3000)
     parser.add_argument("--prevalence", type=float, default=0.001)
+    parser.add_argument("--sees", type=float, default=1.0, help="share of positives that the inspectors see")
+    parser.add_argument("--honeypots", type=int, default=0)
     options = parser.parse_args()
     for world in WORLDS:
-        print(json.dumps(coverage(world, runs=options.runs, labels=options.labels, prevalence=options.prevalence), indent=1), flush=True)
+        print(json.dumps(coverage(world, **vars(options)), indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ shuffled order, under names that say nothing, and sends every picture encoded an
 import dataclasses
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class AuditPlan:
     """The audit passes if the bound is at most this."""
     confidence: float = 0.95
     stratified: bool = False
-    """Draw by score from all judged images, for a rare class; without honeypots."""
+    """Draw by score from all judged images, for a rare class."""
     overlap: int = 2
     """People who look at each image; one who sees a positive is enough."""
 
@@ -67,7 +67,9 @@ def draw_audit(storage: Storage, store: LabelStore, filter_name: str, plan: Audi
     strata: list[Stratum] = []
     if plan.stratified:
         strata = plan_strata(np.fromiter((score for _, score, _ in judged(storage, used)), float), used.threshold, budget=plan.count)
-        chosen, planted = _draw_by_score(storage, used, strata, plan.seed), []
+        chosen = _draw_by_score(storage, used, strata, plan.seed)
+        # The draw goes first: a known positive that it meets is counted like any other image.
+        planted = _honeypots(storage, store, used, plan.honeypots, leave_out=set(chosen))
     else:
         planted = _honeypots(storage, store, used, plan.honeypots)
         chosen = _draw_kept(storage, used, plan, leave_out={item.uid for item in planted})
@@ -138,11 +140,12 @@ def _draw_by_score(storage: Storage, used: FilterUsed, strata: Sequence[Stratum]
     return drawn
 
 
-def _honeypots(storage: Storage, store: LabelStore, used: FilterUsed, count: int) -> list[Item]:
+def _honeypots(storage: Storage, store: LabelStore, used: FilterUsed, count: int, leave_out: Collection[str] = frozenset()) -> list[Item]:
     """The confirmed positives with the lowest scores: agreed by everybody who judged them, and not known from a grid alone."""
     if not count:
         return []
     sure = {label.uid for label in store.labels(used.name) if label.value == 1 and not (label.unsure or label.conflict)}
+    sure -= set(leave_out)
     table = read_table(storage, used.labels_path, ["uid", "value", "score"]).to_pylist()
     known = [(row["score"], row["uid"]) for row in table if row["value"] == 1 and row["score"] is not None and row["uid"] in sure]
     if len(known) < count:

@@ -45,7 +45,7 @@ def audit_result(storage: Storage, store: LabelStore, batch: Batch, *, person: s
     verdicts, open_items = _verdicts(store, batch, rows, items)
     spoiled = _spoiled(store, batch, rows)
     stale = _changes(batch.details["inputs"], inputs(storage, used))
-    found = _bound_by_score(storage, used, batch, plan, verdicts) if plan.stratified else _bound(plan, items, verdicts)
+    found = _bound_by_score(storage, used, batch, plan, items, verdicts) if plan.stratified else _bound(plan, items, verdicts)
     at_most = found["interval"][1]
     if open_items:
         status, reasons = NOT_MEASURED, [f"{open_items:,} of {len(items):,} images lack the answers of {batch.overlap} people"]
@@ -97,12 +97,16 @@ def _bound(plan: AuditPlan, items: Sequence[BatchItem], verdicts: Mapping[str, i
     }
 
 
-def _bound_by_score(storage: Storage, used: FilterUsed, batch: Batch, plan: AuditPlan, verdicts: Mapping[str, int]) -> dict[str, Any]:
+def _bound_by_score(
+    storage: Storage, used: FilterUsed, batch: Batch, plan: AuditPlan, items: Sequence[BatchItem], verdicts: Mapping[str, int]
+) -> dict[str, Any]:
+    planted = [verdicts[item.uid] for item in items if item.kind == "honeypot" and item.uid in verdicts]
+    looked = {item.uid for item in items if item.kind == "item"}
     strata = [_stratum(entry) for entry in batch.details["strata"]]
     scores, rows_of = [], {}
     for row, (uid, score, _) in enumerate(judged(storage, used)):
         scores.append(score)
-        if uid in verdicts:
+        if uid in looked and uid in verdicts:
             rows_of[uid] = row
     everything = np.array(scores)
     drawn: list[list[int]] = [[] for _ in strata]
@@ -112,16 +116,19 @@ def _bound_by_score(storage: Storage, used: FilterUsed, batch: Batch, plan: Audi
         drawn[place].append(row)
         values[place].append(verdicts[uid])
     rows, labels = [np.array(part, dtype=int) for part in drawn], [np.array(part, dtype=int) for part in values]
-    result = stratified_result(everything, strata, rows, labels, confidence=plan.confidence)
+    result = stratified_result(
+        everything, strata, rows, labels, confidence=plan.confidence, honeypots_found=sum(planted), honeypots=len(planted)
+    )
     return {
         "claim": f"At most {result.leak_at_most:.3%} of the images that score below the threshold should have been dropped.",
         "estimate": result.leak,
         "interval": [0.0, result.leak_at_most],
-        "n": result.num_labels,
+        "n": sum(len(own) for own, stratum in zip(rows, strata, strict=True) if stratum.kept),
         "found": result.positives_kept,
         "stratified": dataclasses.asdict(result),
-        "method": "images drawn by score, weighted back (Horvitz-Thompson), Clopper-Pearson bound of the kept stratum; "
-        "the inspectors are taken to see everything",
+        "honeypots": {"planted": len(planted), "found": sum(planted), "sensitivity_at_least": result.sensitivity_at_least},
+        "method": "images drawn by score, weighted back (Horvitz-Thompson), Clopper-Pearson bound of the kept stratum"
+        + (" over the lower bound of honeypots seen" if planted else "; no honeypots: the inspectors are taken to see everything"),
     }
 
 

@@ -14,6 +14,9 @@ What it can prove. Nothing found among n kept images leaves a share of about 3 /
 rate a of a class of prevalence p cannot be proved by labels alone with fewer than about 3 (1 - a) / (a p) of them (57,000 for
 5 % of 0.1 %). So two bounds of the miss rate are given: one that assumes nothing, and one that assumes that positives thin out
 with the score (filters/tapering.py).
+
+Inspectors overlook things: known positives mixed in unannounced bound the share that they see, as in filters/audit_bounds.py, and
+what is missed is divided by it. The assumption of the second bound then includes that they see positives alike at every score.
 """
 
 import itertools
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from filters.audit_bounds import leak_bound
 from filters.bounds import exact_interval, miss_rate_upper_bound
 from filters.tapering import ASSUMPTION, tapering_miss_rate
 from winnow.errors import ConfigError, NotEnoughLabels
@@ -31,6 +35,8 @@ TOP_SHARES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 KEPT_SHARE = 0.7
 MISSED_ERROR_SHARE = 0.8
 """Of the permitted error, for the bound of what is missed; the rest for that of what is caught."""
+SEEN_ERROR_SHARE = 0.2
+"""Of the permitted error of the miss rate, for the bound of what the inspectors see, if honeypots measure it."""
 BINS = 2_000
 
 
@@ -65,6 +71,10 @@ class StratifiedResult:
     """Estimated share of positives among kept images."""
     leak_at_most: float
     """Assuming nothing."""
+    honeypots: int
+    honeypots_found: int
+    sensitivity_at_least: float
+    """Share of positives that the inspectors see, as in the bound of the leak; taken to be 1 without honeypots."""
     tapering_miss_rate_at_most: float | None
     """Under `assumption`; None if there are too few positives for it."""
     assumption: str
@@ -118,6 +128,8 @@ def stratified_result(
     values: Sequence[np.ndarray],
     *,
     confidence: float = 0.95,
+    honeypots_found: int = 0,
+    honeypots: int = 0,
 ) -> StratifiedResult:
     """What the labels of the drawn images prove.
 
@@ -132,10 +144,16 @@ def stratified_result(
     weights = np.array([stratum.size / total for stratum in strata])
     kept = np.array([stratum.kept for stratum in strata])
     estimates = weights * found / np.maximum(counts, 1)
-    error = 1 - confidence
-    missed = _upper(found, counts, weights, kept, 1 - MISSED_ERROR_SHARE * error)
+    error, seen = 1 - confidence, 1.0
+    if honeypots:
+        seen = exact_interval(honeypots_found, honeypots, 1 - 2 * SEEN_ERROR_SHARE * error)[0]
+        error *= 1 - SEEN_ERROR_SHARE
+    missed = _upper(found, counts, weights, kept, 1 - MISSED_ERROR_SHARE * error) / seen if seen else 1.0
     caught = _lower(found, counts, weights, ~kept, 1 - (1 - MISSED_ERROR_SHARE) * error)
-    leak = _upper(found, counts, weights, kept, confidence)
+    # The kept images are one stratum: a plain random draw from them.
+    leak = leak_bound(
+        int(found[kept].sum()), int(counts[kept].sum()), honeypots_found=honeypots_found, honeypots=honeypots, confidence=confidence
+    )
     positives = float(estimates.sum())
     return StratifiedResult(
         num_labels=int(counts.sum()),
@@ -145,8 +163,11 @@ def stratified_result(
         prevalence_at_least=_lower(found, counts, weights, np.ones_like(kept), confidence),
         miss_rate=float(estimates[kept].sum()) / positives if positives else None,
         miss_rate_at_most=missed / (missed + caught) if caught else 1.0,
-        leak=float(estimates[kept].sum() / weights[kept].sum()),
-        leak_at_most=min(1.0, leak / float(weights[kept].sum())),
+        leak=leak.estimate,
+        leak_at_most=leak.at_most,
+        honeypots=honeypots,
+        honeypots_found=honeypots_found,
+        sensitivity_at_least=leak.sensitivity_at_least,
         tapering_miss_rate_at_most=_tapering(scores, strata, drawn, values, confidence),
         assumption=ASSUMPTION,
         confidence=confidence,

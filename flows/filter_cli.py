@@ -25,7 +25,7 @@ def audit() -> None:
 @click.option("--max-leak", default=0.005, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="The audit passes if at most this share of kept images can be positives.")  # fmt: skip
 @click.option("--overlap", default=2, show_default=True, type=click.IntRange(min=1), metavar="PEOPLE", help="How many look at each image.")
-@click.option("--stratified", is_flag=True, help="Draw by score from all judged images, for a rare class; no honeypots.")
+@click.option("--stratified", is_flag=True, help="Draw by score from all judged images, for a rare class.")
 @PERSON
 def audit_draw(
     config: str,
@@ -50,7 +50,7 @@ def audit_draw(
 
     size = count or (3_000 if stratified else 1_024)
     plan = AuditPlan(
-        seed=seed, count=size, honeypots=0 if stratified else honeypots, max_leak=max_leak, overlap=overlap, stratified=stratified
+        seed=seed, count=size, honeypots=honeypots, max_leak=max_leak, overlap=overlap, stratified=stratified
     )
     batch = draw(settled, filter_name, plan, person=person or getpass.getuser())
     click.echo(f"{batch.wanted:,} images in batch {batch.name} of {filter_name}. {overlap} people answer each:")

@@ -156,13 +156,27 @@ def test_an_audit_of_another_threshold_is_stale(world, tmp_path):
 
 def test_an_audit_by_score_bounds_the_leak_without_honeypots(world):
     storage, store = world
-    plan = AuditPlan(seed=3, count=60, stratified=True, overlap=1, max_leak=0.5)
+    plan = AuditPlan(seed=3, count=60, stratified=True, overlap=1, max_leak=0.5, honeypots=0)
     batch = draw_audit(storage, store, "people", plan, person="eve")
     assert len(batch_items(store, batch)) <= 60
     answer_all(store, batch, all_right)
     found = result_of(world, batch)
     assert found["status"] == "pass" and found["stratified"]["positives_found"] == 0
     assert found["interval"][1] == pytest.approx(1 - 0.05 ** (1 / batch.details["strata"][0]["wanted"]))
+
+
+def test_honeypots_of_an_audit_by_score_are_none_of_its_draw_and_enter_its_bound(world):
+    storage, store = world
+    plan = AuditPlan(seed=4, count=60, stratified=True, overlap=1, max_leak=0.5, honeypots=5)
+    batch = draw_audit(storage, store, "people", plan, person="eve")
+    planted = {item.uid for item in batch_items(store, batch) if item.kind == "honeypot"}
+    drawn = {item.uid for item in batch_items(store, batch) if item.kind == "item"}
+    assert len(planted) == 5 and not planted & drawn
+    answer_all(store, batch, all_right)
+    found = result_of(world, batch)
+    assert found["honeypots"] == {"planted": 5, "found": 5, "sensitivity_at_least": pytest.approx(0.025 ** (1 / 5))}
+    finds = 1 - 0.025 ** (1 / batch.details["strata"][0]["wanted"])
+    assert found["interval"][1] == pytest.approx(finds / 0.025 ** (1 / 5)) and found["stratified"]["num_labels"] == len(drawn) > found["n"]
 
 
 def test_too_few_confirmed_positives_say_how_many_there_are(world):

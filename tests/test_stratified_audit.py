@@ -53,6 +53,27 @@ def test_a_class_of_one_in_a_thousand_is_audited_with_3000_labels_and_the_bounds
     assert np.median([result.tapering_miss_rate_at_most for result, _, _ in found]) < 0.08
 
 
+def test_inspectors_who_overlook_a_tenth_are_allowed_for_by_what_they_see_of_known_positives():
+    rng = np.random.default_rng(6)
+    world = {"labels": 3000, "prevalence": 0.02, "images": IMAGES, "sees": 0.6}
+    measured = [audit(WORLDS[2], rng, honeypots=50, **world) for _ in range(RUNS)]
+    trusted = [audit(WORLDS[2], rng, honeypots=0, **world) for _ in range(RUNS)]
+    assert np.mean([result.leak_at_most >= leak for result, _, leak in measured]) >= 0.95
+    assert np.mean([result.miss_rate_at_most >= miss for result, miss, _ in measured]) >= 0.95
+    assert all(0.35 < result.sensitivity_at_least < 0.75 for result, _, _ in measured)
+    assert np.mean([result.leak_at_most for result, _, _ in measured]) > 1.3 * np.mean([result.leak_at_most for result, _, _ in trusted])
+
+
+def test_nothing_found_and_every_known_positive_seen_bounds_the_leak_as_a_plain_audit_does():
+    scores = np.random.default_rng(7).normal(size=5000)
+    strata = plan_strata(scores, 1.5, budget=1000)
+    drawn = draw_strata(scores, strata, np.random.default_rng(8))
+    found = stratified_result(scores, strata, drawn, [np.zeros(len(rows)) for rows in drawn], honeypots_found=50, honeypots=50)
+    # Each at 97.5 %: (1 - q)^n = 0.025 of the finds over s^50 = 0.025 of the honeypots.
+    assert found.leak_at_most == pytest.approx((1 - 0.025 ** (1 / len(drawn[0]))) / 0.025 ** (1 / 50))
+    assert found.miss_rate_at_most == 1.0
+
+
 def test_positives_that_the_filter_does_not_see_break_the_assumption_and_not_the_other_bound(audits):
     found = audits[WORLDS[2].name]
     assert np.mean([result.miss_rate_at_most >= miss for result, miss, _ in found]) >= 0.95

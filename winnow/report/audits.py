@@ -10,6 +10,7 @@ from winnow.storage import Storage
 FOLDER = "audits"
 STATUSES = ("pass", "fail", "not measured", "stale")
 FIELDS = (
+    "honeypots",
     *("audit", "filter", "version", "status", "reasons", "claim", "estimate", "interval", "n", "found", "method", "confidence"),
     *("max_leak", "inputs", "command", "inspectors", "seed", "drawn_at"),
 )
@@ -41,10 +42,8 @@ def gather_audits(storage: Storage, filters: list[FilterUsed]) -> list[dict[str,
     return sorted(found, key=lambda result: (result["filter"], result["drawn_at"], result["audit"]))
 
 
-def recomputed_bound(result: dict[str, Any]) -> float | None:
-    """The leak bound of a result from its counts, by this module's own arithmetic; None for audits by score, which need the scores."""
-    if "honeypots" not in result:
-        return None
+def recomputed_bound(result: dict[str, Any]) -> float:
+    """The leak bound of a result from its counts, by this module's own arithmetic: of kept images drawn alike, by score or not."""
     seen, planted, confidence = result["honeypots"]["found"], result["honeypots"]["planted"], result["confidence"]
     if not result["n"]:
         return 1.0
@@ -56,7 +55,7 @@ def recomputed_bound(result: dict[str, Any]) -> float | None:
 
 def _check(storage: Storage, path: str, result: dict[str, Any]) -> None:
     bound = recomputed_bound(result)
-    if bound is not None and abs(bound - result["interval"][1]) > 1e-9:
+    if abs(bound - result["interval"][1]) > 1e-9:
         raise ShardError(
             f"{storage.url}/{path}: its counts bound the leak at {bound:.6g}, it says {result['interval'][1]:.6g}. "
             "Remove it and run `winnow audit result` again."
