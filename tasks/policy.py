@@ -12,7 +12,7 @@ from prefect.states import State
 
 from tasks.announce import announce
 from tasks.config import RunConfig
-from winnow.errors import StepFailed, WinnowError
+from winnow.errors import StepFailed, StorageError, WinnowError
 from winnow.partitions import StageRun
 
 Stage = Callable[[RunConfig], StageRun]
@@ -43,7 +43,7 @@ def stage_task(stage: Stage, *, name: str, timeout_hours: float = 72) -> Task[[R
 def _worth_another_try(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     """Disks, networks and workers recover; settings, labels and damaged files do not."""
     problem = state.result(raise_on_failure=False)
-    again = isinstance(problem, StepFailed) or not isinstance(problem, WinnowError | AssertionError | TypeError)
+    again = isinstance(problem, StepFailed | StorageError) or not isinstance(problem, WinnowError | AssertionError | TypeError)
     if again:
         print(f"{_task.name}: {type(problem).__name__}: {problem}\nwill be tried again if tries are left", file=sys.stderr)
     return again

@@ -8,8 +8,8 @@ WinnowError
 ├── CommonCause         what stops one partition stops them all: a stage ends at the first
 │   ├── StorageError    the store of the workspace does not answer, or refuses
 │   ├── WorkspaceLost   the lock on a workspace was lost in the middle of a run
-│   ├── DiskFull        no space left on a local disk
-│   └── NotEnoughMemory a step needs more memory than there is
+│   └── DiskFull        no space left on a local disk
+├── NotEnoughMemory     a step needs more memory than there is
 ├── NotEnoughLabels     too few labels to fit, or to prove the promised miss rate
 ├── StepFailed          partitions of a stage failed; the others are done
 ├── ConservationError   listed = failed + dropped + kept does not hold
@@ -61,7 +61,7 @@ class DiskFull(CommonCause):
     """A local disk, or the space a user may take of it, is full: file and folder are named."""
 
 
-class NotEnoughMemory(CommonCause):
+class NotEnoughMemory(WinnowError):
     """A step asked for more memory than there is: says what makes it smaller."""
 
 

@@ -5,6 +5,7 @@ runs here, in this process (`workers=0`), or on Ray as plain tasks in a bounded 
 and a few settings, never rows or images. Besides models/launch.py this is the only module that knows Ray.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -12,15 +13,17 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from winnow.errors import ConfigError, StepFailed, WinnowError
+from winnow.errors import CommonCause, ConfigError, NotEnoughMemory, StepFailed, WinnowError
+from winnow.full_disks import telling_full_disks
 from winnow.nodes import Owner, check_node, owner_of
 from winnow.progress import Progress
 from winnow.receipts import Done, Receipt, Work, entry_of, forget, list_done, read_receipts, write_receipt
-from winnow.storage import Storage
+from winnow.storage import Storage, Written
+from winnow.tallies import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +53,23 @@ class Outcome:
     leftovers: tuple[str, ...] = ()
     """Local folders that are of use only until the receipt stands: removed then."""
 
+    @classmethod
+    def of(cls, *written: Written, counts: Mapping[str, int] | None = None, facts: Mapping[str, Any] | None = None) -> "Outcome":
+        """Of files as `Storage` wrote them: nothing is read again."""
+        known = {file.path: {"sha256": file.sha256, "bytes": file.bytes} for file in written}
+        return cls(outputs=tuple(known), counts=counts or {}, facts=facts or {}, known=known)
+
 
 Step = Callable[..., Outcome]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """Why a partition was not done."""
+
+    why: str
+    common: bool = False
+    """Every other partition would fail alike: the store is out of reach, the disk is full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +103,7 @@ def run_step(
     num_gpus: float = 0.0,
     retries: int = 2,
     prune: bool = True,
-    redo: Collection[str] = (),
+    redo: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> StageRun:
     """Brings every partition of a stage up to date.
 
@@ -96,8 +114,8 @@ def run_step(
         num_gpus: of each worker, on Ray.
         retries: further tries of a partition whose worker died or met an OSError (Ray only).
         prune: forget partitions that are no longer among `works`, their files included.
-        redo: partitions to do again though they are up to date. Their receipts stay until the step calls what it gets as `forget_old`, as
-            it must before it overwrites anything.
+        redo: partitions to do again if they are up to date -> further arguments of their step. Their receipts stay until the step calls
+            what it gets as `forget_old`, as it must before it overwrites anything.
 
     Raises:
         StepFailed: some partitions failed; all others were tried and are done.
@@ -112,26 +130,28 @@ def run_step(
     if prune:
         _prune(storage, stage, [name for name in held if name not in wanted])
     finished = {name: done for name, mark in marks.items() for done in held.get(name, []) if done.fingerprint == mark}
-    for name in set(redo) & finished.keys():
-        before = functools.partial(forget, storage, stage, held.pop(name))
-        wanted[name] = replace(wanted[name], unhashed={**wanted[name].unhashed, "forget_old": before})
-        del finished[name]
+    for name, further in (redo or {}).items():
+        if finished.pop(name, None) is not None:
+            before = functools.partial(forget, storage, stage, held.pop(name))
+            wanted[name] = replace(wanted[name], unhashed={**wanted[name].unhashed, **further, "forget_old": before})
     todo = [name for name in sorted(wanted) if name not in finished]
 
     failed: dict[str, str] = {}
+    tally = Tally(storage, stage)
     with Progress(stage, total=len(wanted), done=len(finished)) as progress:
         calls = ((step, storage, stage, version, marks[name], wanted[name], held.get(name, [])) for name in todo)
         results = _on_ray(calls, storage, progress, workers, num_gpus, retries) if workers and todo else _here(calls)
         in_a_row = 0
-        for name, receipt in results:
-            if isinstance(receipt, Receipt):
-                finished[name], in_a_row = receipt.done, 0
-                progress.advance(receipt.counts)
+        for name, result in results:
+            if isinstance(result, Receipt):
+                finished[name], in_a_row = result.done, 0
+                tally.add(result)
+                progress.advance(result.counts)
                 continue
-            failed[name], in_a_row = receipt, in_a_row + 1
+            failed[name], in_a_row = result.why, in_a_row + 1
             progress.advance(failed=True)
-            logger.error("%s of %s failed: %s", stage, name, receipt)
-            if in_a_row >= MAX_FAILURES_IN_A_ROW:
+            logger.error("%s of %s failed: %s", stage, name, result.why)
+            if result.common or in_a_row >= MAX_FAILURES_IN_A_ROW:
                 break
     if failed:
         first = next(iter(sorted(failed.items())))
@@ -139,10 +159,7 @@ def run_step(
             f"{stage}: {len(failed)} of {len(wanted)} partitions failed, {len(finished)} are done. First, {first[0]}: {first[1]}\n"
             "Mend the cause and run the same command again: what is done stays done."
         )
-    counts: dict[str, int] = {}
-    for receipt in read_receipts(storage, stage, wanted):
-        for key, value in receipt.counts.items():
-            counts[key] = counts.get(key, 0) + value
+    counts = tally.settle(finished.values())
     return StageRun(
         stage=stage,
         partitions=tuple(finished[name] for name in sorted(finished)),
@@ -160,6 +177,7 @@ def perform(
 
     Raises:
         ConfigError: this node must not work for the owner (see `Owner.refusal`).
+        DiskFull, NotEnoughMemory: the step met one.
         StepFailed: the run that asked for it is gone. Its workers live on for seconds; what they find then (a server that
             ended with the run, a workspace that another run took) must not count.
     """
@@ -167,7 +185,8 @@ def perform(
     if owner is not None:
         check_node(owner, storage)
     forget(storage, stage, stale)
-    outcome = step(storage, work.name, **work.arguments, **work.unhashed)
+    with telling_full_disks(f"{stage} of {work.name}"), _telling_memory(f"{stage} of {work.name}"):
+        outcome = step(storage, work.name, **work.arguments, **work.unhashed)
     if owner is not None and owner.is_gone():
         raise StepFailed(f"{stage} of {work.name}: the run that asked for it has ended; nothing was recorded")
     receipt = Receipt(
@@ -188,6 +207,15 @@ def perform(
     return receipt
 
 
+@contextlib.contextmanager
+def _telling_memory(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as problem:
+        cure = "Run fewer partitions at a time (num_workers), or take smaller ones (partition_rows); the same command goes on from here."
+        raise NotEnoughMemory(f"not enough memory for {what} ({problem or 'no more is given'}). {cure}") from problem
+
+
 def _prune(storage: Storage, stage: str, gone: list[str]) -> None:
     for receipt in read_receipts(storage, stage, gone) if gone else []:
         forget(storage, stage, [receipt.done])
@@ -198,18 +226,18 @@ def _prune(storage: Storage, stage: str, gone: list[str]) -> None:
 Call = tuple[Step, Storage, str, int, str, Work, list[Done]]
 
 
-def _here(calls: Iterator[Call]) -> Iterator[tuple[str, Receipt | str]]:
+def _here(calls: Iterator[Call]) -> Iterator[tuple[str, Receipt | Failure]]:
     for call in calls:
         name = call[5].name
         try:
             yield name, perform(*call)
         except WinnowError as problem:  # as on Ray: this partition fails, the others go on
-            yield name, f"{type(problem).__name__}: {problem}"
+            yield name, Failure(why=f"{type(problem).__name__}: {problem}", common=isinstance(problem, CommonCause))
 
 
 def _on_ray(
     calls: Iterator[Call], storage: Storage, progress: Progress, workers: int, num_gpus: float, retries: int
-) -> Iterator[tuple[str, Receipt | str]]:
+) -> Iterator[tuple[str, Receipt | Failure]]:
     start_ray(workers)
     import ray
 
@@ -238,10 +266,11 @@ def _on_ray(
                     try:
                         yield name, ray.get(task)
                     except ray.exceptions.RayTaskError as problem:
-                        yield name, _cause(problem)
+                        yield name, Failure(why=_cause(problem), common=isinstance(problem.cause, CommonCause))
                     except ray.exceptions.RayError as problem:
-                        yield name, _lost(problem, retries)
+                        yield name, Failure(why=_lost(problem, retries))
                 progress.tick()
+                storage.ensure_held()  # what is lost is not worked for
                 if joined() and time.monotonic() - last > STARVED_SECONDS and not _slots(num_gpus):
                     last = time.monotonic()
                     # Waiting for nodes looks like a hang, and Ray says nothing.
@@ -251,6 +280,19 @@ def _on_ray(
         finally:
             for task in running:
                 ray.cancel(task)
+
+
+def at_work(workers: int, num_works: int) -> int:
+    """How many partitions of a stage are worked on at the same time, as far as this process can tell.
+
+    Args:
+        workers: as `run_step` was told.
+        num_works: partitions there are.
+    """
+    if workers == EVERY_CPU:
+        ray = sys.modules.get("ray")
+        workers = int(ray.cluster_resources().get("CPU", 1)) if ray is not None and ray.is_initialized() else os.cpu_count() or 1
+    return max(1, min(workers, num_works))
 
 
 def joined() -> bool:
