@@ -23,9 +23,10 @@ from filters.bounds import threshold_for_miss_rate
 from filters.catalog import FILTERS, FilterSpec
 from filters.decision_values import Scorer
 from filters.svm import SvmConfig, fit_svm
-from models.clip_embedder import DEMO, Clip, ClipConfig, Weights, embed_images, load_clip, resolve_weights
+from models.clip_embedder import DEMO, Clip, ClipConfig, Weights, load_clip, resolve_weights
 from models.clip_pool import decoded, opened
 from models.clip_training import evaluate_clip
+from models.crop_stream import embed_images
 from winnow.demo.world import Scene, WorldConfig, emblem_images, make_world
 from winnow.digests import sha256_of
 

@@ -1,8 +1,8 @@
 """CLIP features of images and texts: open_clip networks, three crops an image (GLIDE, arXiv:2112.10741, appendix F.1).
 
 The smaller side of an image is resized to the network's size (bicubic, antialiased), crops are taken at both ends and in
-the middle of the longer side, each goes through CLIP's image tower, is L2-normalised, and the mean is taken. The mean is
-normalised once more here, so that a dot product of two features is their cosine.
+the middle of the longer side (models/crops.py), each goes through CLIP's image tower, is L2-normalised, and the mean is taken
+(models/crop_stream.py). The mean is normalised once more, so that a dot product of two features is their cosine.
 
 Weights are never random: they come from a file the config names, from the shipped demo model, from a cache, or from the
 network, and otherwise `MissingWeights` says what to fetch and where to put it.
@@ -12,10 +12,10 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from torch import Tensor
 from winnow.configs import STRICT
 from winnow.digests import sha256_of
 from winnow.errors import CheckpointError, ConfigError, MissingWeights
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 DEMO = "demo"
 """Name of the small model shipped with Winnow: trained on the demo's world, good for nothing else."""
@@ -47,15 +44,16 @@ class ClipConfig:
     weights: str | None = None
     """A local .safetensors file, or a .pt state dict, with the weights of that tag. None: cache, then network."""
     precision: str = "fp32"
-    """"fp32" or "bf16". Features of different precision never mix: it is part of the digest."""
-    batch_crops: int = 32
-    """Crops through the network at a time."""
+    """"fp32" or "bf16". Features of different precision never mix: it is part of the digest. bf16 is faster on GPUs and on
+    some CPUs (`models/precision.py`); it is never chosen by itself, for the next run may be on another machine."""
+    batch_crops: int = 0
+    """Crops through the network at a time; 0 takes 32 on a CPU and 256 on a GPU."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"ClipConfig: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.batch_crops < 1:
-            raise ConfigError(f"ClipConfig: batch_crops must be at least 1, got {self.batch_crops}")
+        if self.batch_crops < 0:
+            raise ConfigError(f"ClipConfig: batch_crops must be 0 or more, got {self.batch_crops}")
         if self.model != DEMO:
             _check_tag(self.model, self.pretrained)
 
@@ -81,15 +79,28 @@ class Clip:
     device: torch.device
     precision: str
 
-    def encode_crops(self, crops: np.ndarray) -> Tensor:
-        """uint8 (n, size, size, 3) RGB -> float32 (n, dim), L2-normalised."""
-        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        mean = torch.tensor(self.mean, device=self.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, 3, 1, 1)
-        pixels = ((pixels - mean) / std).to(PRECISIONS[self.precision])
+    @property
+    def batch_crops(self) -> int:
+        """Crops through the network at a time where nobody says otherwise."""
+        return 32 if self.device.type == "cpu" else 256
+
+    def encode_crops(self, crops: Tensor) -> Tensor:
+        """uint8 (n, size, size, 3) RGB -> float32 (n, dim) on the network's device, L2-normalised."""
         with torch.inference_mode():
-            features = self.network.encode_image(pixels)  # type: ignore[operator]  # open_clip's CLIP has it
-        return torch.nn.functional.normalize(features.float(), dim=-1)
+            features = self.network.encode_image(self.normalised(crops))  # type: ignore[operator]  # open_clip's CLIP has it
+            return torch.nn.functional.normalize(features.float(), dim=-1)
+
+    def normalised(self, crops: Tensor) -> Tensor:
+        """uint8 (n, size, size, 3) RGB -> (n, 3, size, size) as the network takes it: (x / 255 - mean) / std of each channel."""
+        scale, shift = self._row_scale_and_shift
+        pixels = crops.to(self.device, non_blocking=True).view(-1, len(scale)).float().mul_(scale).sub_(shift)
+        return pixels.view(crops.shape).permute(0, 3, 1, 2).to(PRECISIONS[self.precision])
+
+    @functools.cached_property
+    def _row_scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """For whole rows of pixels: three channels alone are too few for a CPU's vector units."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (1 / (255 * std)).repeat(self.image_size_px).to(self.device), (mean / std).repeat(self.image_size_px).to(self.device)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> float32 (n, dim), L2-normalised."""
@@ -162,54 +173,6 @@ def load_clip(config: ClipConfig, weights: Weights, device: str | None = None) -
 def loaded_clip(config: ClipConfig, weights: Weights) -> Clip:
     """`load_clip`, once a process: a worker that embeds many partitions loads the network for the first."""
     return load_clip(config, weights)
-
-
-def crops_of(image: "Image.Image", size_px: int) -> np.ndarray:
-    """Crops at both ends and in the middle of the longer side, of the image with its smaller side resized to `size_px`.
-
-    Returns:
-        uint8 (3, size_px, size_px, 3), RGB; or (1, ...) for a square image, whose three crops coincide.
-    """
-    from PIL import Image
-
-    width, height = image.size
-    short = min(width, height)
-    scaled = (max(size_px, round(width * size_px / short)), max(size_px, round(height * size_px / short)))
-    pixels = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
-    spare = max(scaled) - size_px
-    if spare == 0:
-        return pixels[None]
-    starts = (0, spare // 2, spare)
-    if scaled[0] > scaled[1]:
-        return np.stack([pixels[:, start : start + size_px] for start in starts])
-    return np.stack([pixels[start : start + size_px] for start in starts])
-
-
-def embed_images(clip: Clip, images: Iterable["Image.Image"], *, batch_crops: int = 32) -> Iterator[np.ndarray]:
-    """Features of upright RGB images, in order: float32 (dim,) each. Holds about one batch of crops in memory."""
-    waiting: list[np.ndarray] = []  # crops not yet through the network
-    pending: list[int] = []  # crops of each image whose feature is still to come
-    ready: list[Tensor] = []  # crops' embeddings that wait for the rest of their image
-
-    def finished(last: bool) -> Iterator[np.ndarray]:
-        nonlocal waiting, ready
-        while waiting and (last or sum(map(len, waiting)) >= batch_crops):
-            crops = np.concatenate(waiting)
-            ready.append(clip.encode_crops(crops[:batch_crops]).cpu())
-            waiting = [crops[batch_crops:]] if len(crops) > batch_crops else []
-        have = torch.cat(ready) if ready else torch.empty(0, clip.dim)
-        while pending and len(have) >= pending[0]:
-            count = pending.pop(0)
-            yield torch.nn.functional.normalize(have[:count].mean(dim=0), dim=0).numpy()
-            have = have[count:]
-        ready = [have]
-
-    for image in images:
-        crops = crops_of(image, clip.image_size_px)
-        waiting.append(crops)
-        pending.append(len(crops))
-        yield from finished(last=False)
-    yield from finished(last=True)
 
 
 def _check_tag(model: str, pretrained: str) -> None:

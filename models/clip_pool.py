@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.clip_embedder import crops_of
+from models.crops import crops_of
 from winnow.demo.drawing import THINGS
 from winnow.demo.world import Scene, WorldConfig, make_world, render
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip_embedder import Clip, embed_images
+from models.clip_embedder import Clip
+from models.crop_stream import embed_images
 from models.tokenizers import clip_tokenizer, vocab_size
 from winnow.digests import digest, sha256_of
 from winnow.errors import ConfigError

@@ -1,21 +1,27 @@
 """One partition of images -> one file of features: `raw/<p>.tar` -> `embeddings/<p>.parquet`.
 
-Rows are sorted by uid; an image that cannot be decoded has no row and is counted. Batches are cut from the partition's
-own order on one CPU thread (or one GPU), so the float16 bytes do not depend on how many partitions run at a time.
+Rows are sorted by uid; an image that cannot be decoded has no row and is counted. Batches are cut from the partition's own
+order, all of one shape, on one CPU thread or one GPU: the float16 bytes do not depend on how many partitions or decoding
+threads run at a time (docs/embedding.md tells what they do depend on).
 """
 
-import io
+import functools
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from models.clip_embedder import Clip, ClipConfig, Weights, embed_images, loaded_clip
+from models.ahead import in_order
+from models.clip_embedder import DEMO, Clip, ClipConfig, Weights, loaded_clip
+from models.crop_stream import embed_crops
+from models.crops import cut, decode, difference_hash, luminance, opencv_version, resized
+from models.precision import device_kind
 from winnow.digests import digest
 from winnow.errors import CheckpointError, ConfigError
 from winnow.partitions import Outcome
@@ -23,18 +29,25 @@ from winnow.storage import Storage
 from winnow.tables import write_table
 from winnow.workspace import embeddings, raw_tar
 
-VERSION = 1
-MAX_PIXELS = 200_000_000
-"""Raw shards hold checked images; this only keeps a damaged header from asking for all memory."""
+VERSION = 2
+"""2: OpenCV's decoder and torch's resizing, within 2/255 of the pixels of version 1; hash and brightness of the scaled picture."""
 
 
 def feature_digest(config: ClipConfig, weights_sha256: str) -> str:
     """Names the feature space: features of different digests never mix."""
-    return digest({"weights": weights_sha256, "model": config.model, "precision": config.precision, "version": VERSION})
+    parts = {"weights": weights_sha256, "model": config.model, "precision": config.precision, "version": VERSION}
+    if config.model != DEMO:
+        parts["pretrained"] = config.pretrained  # the tag decides the activation, whatever file the weights came from
+    return digest(parts)
 
 
-def embed_partition(storage: Storage, name: str, *, config: ClipConfig, weights_sha256: str, weights_path: str) -> Outcome:
+def embed_partition(
+    storage: Storage, name: str, *, config: ClipConfig, weights_sha256: str, weights_path: str, threads: int = 0
+) -> Outcome:
     """Writes the features of a partition's images.
+
+    Args:
+        threads: that decode beside the network; they change no byte.
 
     Raises:
         CheckpointError: this machine's weights are not the ones the run was planned with.
@@ -43,10 +56,11 @@ def embed_partition(storage: Storage, name: str, *, config: ClipConfig, weights_
 
     clip = _clip(config, weights_sha256, weights_path)
     with storage.local_file(raw_tar(name)) as tar:
-        table, undecodable = embed_table(clip, ((sample.uid, sample.image) for sample in read_samples(tar)), config.batch_crops)
+        samples = ((sample.uid, sample.image) for sample in read_samples(tar))
+        table, counts = embed_table(clip, samples, config.batch_crops, threads=threads)
     path = embeddings(name)
     write_table(storage, path, table)
-    return Outcome(outputs=(path,), counts={"embedded": table.num_rows, "undecodable": undecodable}, facts=_facts(clip))
+    return Outcome(outputs=(path,), counts=counts, facts=_facts(clip))
 
 
 def embed_folder(storage: Storage, name: str, *, folder: str, config: ClipConfig, weights_sha256: str, weights_path: str) -> Outcome:
@@ -58,13 +72,14 @@ def embed_folder(storage: Storage, name: str, *, folder: str, config: ClipConfig
     clip = _clip(config, weights_sha256, weights_path)
     files = folder_images(folder)
     names = {uid: file.name for uid, file in files.items()}
-    table, undecodable = embed_table(clip, ((uid, file.read_bytes()) for uid, file in files.items()), config.batch_crops)
+    table, counts = embed_table(clip, ((uid, file.read_bytes()) for uid, file in files.items()), config.batch_crops)
     if table.num_rows == 0:
         raise ConfigError(f"{folder} holds no image that can be decoded; {name} needs its curated positives there (imports: in the config)")
     table = table.append_column("name", pa.array([names[uid] for uid in table["uid"].to_pylist()], pa.string()))
     path = f"imports/{name}.parquet"
     write_table(storage, path, table)
-    return Outcome(outputs=(path,), counts={"imported": table.num_rows, "undecodable": undecodable}, facts=_facts(clip))
+    counts["imported"] = counts.pop("embedded")
+    return Outcome(outputs=(path,), counts=counts, facts=_facts(clip))
 
 
 def folder_images(folder: str) -> dict[str, Path]:
@@ -78,32 +93,45 @@ def folder_images(folder: str) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def embed_table(clip: Clip, samples: Iterable[tuple[str, bytes]], batch_crops: int = 32) -> tuple[pa.Table, int]:
-    """(uid, encoded image) pairs -> table of uid, feature, dhash, width, height, luminance; and how many could not be decoded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """All of an image's row but its feature, and the crops that this is computed from."""
+
+    row: dict[str, Any]
+    crops: np.ndarray
+    by: str
+    """Who decoded it."""
+
+
+def embed_table(
+    clip: Clip, samples: Iterable[tuple[str, bytes]], batch_crops: int = 0, *, threads: int = 0
+) -> tuple[pa.Table, dict[str, int]]:
+    """(uid, encoded image) pairs -> table of uid, feature, dhash, width, height, luminance; and counts for the receipt.
+
+    Args:
+        threads: that decode beside the network; the table is the same whatever their number.
+
+    Returns:
+        counts: `embedded`, `undecodable`, and `decoded_by_pillow`, those of the first that were not plain JPEGs.
+    """
+    batch_crops = batch_crops or clip.batch_crops
     rows: list[dict[str, Any]] = []
-    undecodable = 0
+    counts = {"embedded": 0, "undecodable": 0, "decoded_by_pillow": 0}
 
-    def decoded() -> Iterator[Image.Image]:
-        nonlocal undecodable
-        for uid, data in samples:
-            image = decode(data)
+    def prepared_crops() -> Iterator[np.ndarray]:
+        prepare = functools.partial(_prepared, clip.image_size_px)
+        for image in in_order(prepare, samples, threads=threads, ahead=batch_crops + threads):
             if image is None:
-                undecodable += 1
+                counts["undecodable"] += 1
                 continue
-            grey = image.convert("L")
-            rows.append(
-                {
-                    "uid": uid,
-                    "dhash": difference_hash(grey),
-                    "width": image.width,
-                    "height": image.height,
-                    "luminance": float(np.asarray(grey.resize((32, 32), Image.Resampling.BOX), dtype=np.float32).mean()) / 255,
-                }
-            )
-            yield image
+            counts["decoded_by_pillow"] += image.by == "pillow"
+            rows.append(image.row)
+            yield image.crops
 
-    features = list(embed_images(clip, decoded(), batch_crops=batch_crops))
-    matrix = np.stack(features).astype(np.float16) if features else np.empty((0, clip.dim), np.float16)
+    # Rounded one by one: float32 features of a partition would be the largest thing in memory.
+    features = [feature.astype(np.float16) for feature in embed_crops(clip, prepared_crops(), batch_crops=batch_crops, same_shape=True)]
+    counts["embedded"] = len(features)
+    matrix = np.stack(features) if features else np.empty((0, clip.dim), np.float16)
     columns = {
         "uid": pa.array([row["uid"] for row in rows], pa.string()),
         "feature": pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), clip.dim),
@@ -112,25 +140,22 @@ def embed_table(clip: Clip, samples: Iterable[tuple[str, bytes]], batch_crops: i
         "height": pa.array([row["height"] for row in rows], pa.int32()),
         "luminance": pa.array([row["luminance"] for row in rows], pa.float32()),
     }
-    return pa.table(columns), undecodable
+    return pa.table(columns), counts
 
 
-def decode(data: bytes) -> Image.Image | None:
-    """An RGB image, or None if the bytes are no image that can be decoded within MAX_PIXELS."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # the closed list of what Pillow raises for damaged files
+def _prepared(size_px: int, sample: tuple[str, bytes]) -> _Prepared | None:
+    """None if the image cannot be decoded. Hash and brightness are those of the picture as it was scaled for CLIP."""
+    from PIL import Image
 
-
-def difference_hash(grey: Image.Image) -> int:
-    """64 bits: is each pixel of a 9 x 8 miniature brighter than its right neighbour? Near-duplicates differ in few bits. Signed."""
-    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    bits = np.packbits(small[:, :-1] > small[:, 1:])
-    return int.from_bytes(bits.tobytes(), "big", signed=True)
+    uid, data = sample
+    decoded = decode(data)
+    if decoded is None:
+        return None
+    small = resized(decoded.pixels, size_px)
+    grey = Image.fromarray(small).convert("L")
+    height, width = decoded.pixels.shape[:2]
+    row = {"uid": uid, "dhash": difference_hash(grey), "width": width, "height": height, "luminance": luminance(grey)}
+    return _Prepared(row, cut(small, size_px), decoded.by)
 
 
 def _clip(config: ClipConfig, weights_sha256: str, weights_path: str) -> Clip:
@@ -147,12 +172,14 @@ def _clip(config: ClipConfig, weights_sha256: str, weights_path: str) -> Clip:
 
 
 def _facts(clip: Clip) -> dict[str, Any]:
-    import open_clip
-
+    """What a feature's last bits depend on besides the weights (whose digest is among the receipt's arguments)."""
+    versions = {package: metadata.version(package) for package in ("torch", "open_clip_torch", "pillow", "numpy")} | {
+        "opencv": opencv_version()
+    }
     return {
         "device": clip.device.type,
+        "device_kind": device_kind(clip.device),
         "precision": clip.precision,
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
         "dim": clip.dim,
+        **versions,
     }

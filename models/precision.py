@@ -57,3 +57,11 @@ def computing(device: torch.device, precision: Precision) -> AbstractContextMana
 def settled_precision(device: torch.device, precision: Precision) -> Precision:
     """What a device computes in if it is allowed `precision`."""
     return precision if precision == "float32" or has_fast_bfloat16(device) else "float32"
+
+
+def device_kind(device: torch.device) -> str:
+    """What decides which kernels run, for receipts: a GPU's name, or the vector instructions that torch uses on a CPU and its vendor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    vendor = sorted(cpu_flags() & {"GenuineIntel", "AuthenticAMD"})
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *vendor])

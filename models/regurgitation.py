@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from models.clip_embedder import ClipConfig, Weights, embed_images, loaded_clip
-from models.embedding import decode
+from models.clip_embedder import ClipConfig, Weights, loaded_clip
+from models.crop_stream import embed_images
+from models.crops import decode
 from models.sampled import read_sample_index
 from winnow.errors import ConfigError, ShardError
 from winnow.partitions import Outcome
@@ -20,7 +21,7 @@ from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import decisions, embeddings
 
-VERSION = 1
+VERSION = 2
 CHUNK_ROWS = 65_536
 PAIRS = "regurgitation/pairs.parquet"
 SUMMARY = "regurgitation/summary.json"
@@ -56,7 +57,7 @@ def check_regurgitation(
         image = decode(storage.read_bytes(prompt.file))
         if image is None:
             raise ShardError(f"{storage.url}/{prompt.file} is no image. Remove it and its receipt, and run again.")
-        images.append(image)
+        images.append(image.pixels)
     samples = np.stack(list(embed_images(clip, images, batch_crops=config.batch_crops)))
     found = nearest_kept(samples, [prompt.uid for prompt in prompts], kept_features(storage, partitions))
     missing = [prompt.uid for prompt, own in zip(prompts, found.own, strict=True) if np.isnan(own[0])]

@@ -18,9 +18,7 @@ def clip_scores(clip: "Clip", images: Tensor, prompts: Sequence[str]) -> np.ndar
     Args:
         images: (n, height, width, 3) uint8 RGB.
     """
-    from PIL import Image
-
-    from models.clip_embedder import embed_images
+    from models.crop_stream import embed_images
 
     if len(images) != len(prompts):
         raise ConfigError(f"{len(prompts)} prompts need as many images, got {len(images)}")
@@ -28,7 +26,7 @@ def clip_scores(clip: "Clip", images: Tensor, prompts: Sequence[str]) -> np.ndar
         return np.empty(0, np.float32)
     texts = list(dict.fromkeys(prompts))
     z_texts = clip.encode_texts(texts)
-    z_images = np.stack(list(embed_images(clip, (Image.fromarray(image) for image in images.cpu().numpy()))))
+    z_images = np.stack(list(embed_images(clip, iter(images.cpu().numpy()))))
     return (z_images * z_texts[[texts.index(prompt) for prompt in prompts]]).sum(axis=1)
 
 

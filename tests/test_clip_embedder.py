@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import hashlib
 import http.server
 import os
@@ -13,7 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from models.clip_embedder import Clip, ClipConfig, Weights, crops_of, embed_images, load_clip, resolve_weights
+from models.clip_embedder import Clip, ClipConfig, Weights, load_clip, resolve_weights
+from models.crop_stream import embed_images
+from models.crops import crops_of
 from winnow.errors import CheckpointError, ConfigError, MissingWeights
 
 
@@ -37,25 +41,20 @@ def clip() -> Clip:
     )
 
 
+@pytest.fixture(scope="module")
+def vit(clip: Clip) -> Clip:
+    """One layer of a ViT-B/16: small matrices have too few kernels to show what the size of a batch does to sums."""
+    torch.manual_seed(0)
+    network = open_clip.model.CLIP(
+        embed_dim=512,
+        vision_cfg={"layers": 1, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224},
+        text_cfg={"context_length": 8, "vocab_size": 300, "width": 32, "heads": 2, "layers": 1},
+    )
+    return dataclasses.replace(clip, network=network.eval(), image_size_px=224, dim=512)
+
+
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def test_a_wide_image_is_cropped_at_its_left_end_middle_and_right_end() -> None:
-    stripes = np.zeros((32, 96, 3), np.uint8)
-    stripes[:, 32:64], stripes[:, 64:] = 100, 200
-    crops = crops_of(Image.fromarray(stripes), 32)
-    assert [crop[:, 4:28].mean() for crop in crops] == [0, 100, 200]
-
-
-def test_a_tall_image_is_cropped_at_its_top_middle_and_bottom() -> None:
-    stripes = np.zeros((96, 32, 3), np.uint8)
-    stripes[32:64], stripes[64:] = 100, 200
-    assert [crop[4:28].mean() for crop in crops_of(Image.fromarray(stripes), 32)] == [0, 100, 200]
-
-
-def test_the_three_crops_of_a_square_image_coincide_and_are_computed_once() -> None:
-    assert crops_of(picture(50, 50), 32).shape == (1, 32, 32, 3)
 
 
 def test_a_feature_is_the_normalised_mean_of_the_normalised_crops(clip: Clip) -> None:
@@ -73,6 +72,26 @@ def test_features_come_in_order_and_do_not_depend_on_where_batches_are_cut(clip:
     together = np.stack(list(embed_images(clip, images, batch_crops=batch)))
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+def test_bytes_are_normalised_as_clip_normalises_them(clip: Clip) -> None:
+    crops = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    torch.testing.assert_close(clip.normalised(torch.from_numpy(crops)), _pixels(clip, crops), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 32])
+def test_features_are_the_same_to_the_last_bit_whatever_the_batch(vit: Clip, batch: int) -> None:
+    images = [picture(224 + 90 * (number % 2), 224, seed=number) for number in range(4)]
+    together = np.stack(list(embed_images(vit, images, batch_crops=8)))
+    assert np.array_equal(np.stack(list(embed_images(vit, images, batch_crops=batch))), together)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_features_of_a_cpu(clip: Clip) -> None:
+    on_gpu = dataclasses.replace(clip, network=copy.deepcopy(clip.network).cuda(), device=torch.device("cuda"))
+    images = [picture(32 + 20 * (number % 3), 32, seed=number) for number in range(30)]
+    fast = np.stack(list(embed_images(on_gpu, images, batch_crops=8)))
+    np.testing.assert_allclose(fast, np.stack(list(embed_images(clip, images))), atol=1e-4)
 
 
 def test_an_unknown_model_is_refused_with_the_choices() -> None:
