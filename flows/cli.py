@@ -62,6 +62,7 @@ def run(config: str, dry_run: bool) -> None:
     Example: winnow run photos.yaml
     """
     settled = _settled(config)
+    settled.download.check_contact()
     if dry_run:
         _print_config(settled)
         return
@@ -123,6 +124,26 @@ for _name, _text in {
     "report": "The audit report, from what is in the workspace.",
 }.items():
     _stage(_name, _data("sample" if _name == AUDIT_SAMPLES else _name), _text)
+
+
+@cli.command()
+@CONFIG
+@click.option("--cause", "causes", multiple=True, metavar="CAUSE", help="Only failures by this cause; may be given several times.")
+def retry(config: str, causes: tuple[str, ...]) -> None:
+    """Fetches failures of finished partitions again: those that may have passed, or those of chosen causes.
+
+    What was downloaded stays as it is. What follows from it is done again by the next run.
+
+    Example: winnow retry photos.yaml --cause timeout --cause http_503
+    """
+    settled = _settled(config)
+    from tasks.announce import announce
+    from tasks.data import retry_stage
+    from tasks.session import session
+    from winnow.download import PASSING
+
+    with session(settled):
+        announce(retry_stage(settled, causes or (PASSING,)))
 
 
 @cli.group()

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from winnow import fetching
-from winnow.download import DownloadConfig, download_partition, plan_downloads
+from winnow import fetching, journal, turns
+from winnow.download import download_partition, known_sites, plan_downloads
+from winnow.download_config import DownloadConfig
 from winnow.errors import ConfigError
 from winnow.images import check_image
 from winnow.partitions import run_step
@@ -97,6 +98,8 @@ class Web(BaseHTTPRequestHandler):
         elif kind == "optout":
             self._head(len(good), robots="noai")
             self.wfile.write(good)
+        elif kind in ("robots.txt", ".well-known"):
+            self.send_error(404)
         else:
             self._body({"empty": b"", "tiny": picture(size=(5, 5)), "long": picture(size=(2000, 40))}.get(kind, picture(rest or "red")))
 
@@ -123,8 +126,11 @@ class Web(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def web() -> Iterator[ThreadingHTTPServer]:
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     Web.hits = {}
+    known_sites.cache_clear()  # another test's server may have had the same port
+    monkeypatch.setattr(turns, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "FIRST_GAP_SECONDS", 0.05)
     server = Server(("127.0.0.1", 0), Web)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -172,13 +178,17 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "run"))
 
 
+def finished(storage: Storage) -> list[str]:
+    return [path for path in storage.walk() if not path.startswith(".journal/")]
+
+
 FAULTS = {
     "status/404": "http_404",
     "status/403": "http_403",
     "status/500": "http_500",
     "slow/9": "timeout",
     "trickle": "timeout",
-    "cut": "truncated",
+    "cut": "incomplete",
     "half": "truncated",
     "endless": "too_large",
     "announced": "too_large",
@@ -199,7 +209,7 @@ FAULTS = {
 
 def test_every_fault_of_a_server_ends_as_a_row_with_its_cause(web: ThreadingHTTPServer, storage: Storage) -> None:
     urls = [at(web, path) for path in FAULTS]
-    rows = fetched(storage, urls, config(web, timeout_seconds=3, max_bytes=1_000_000, max_pixels=10_000_000, threads=32))
+    rows = fetched(storage, urls, config(web, timeout_seconds=1.5, max_bytes=1_000_000, max_pixels=10_000_000, threads=32))
     assert {path: rows[at(web, path)]["cause"] for path in FAULTS} == FAULTS
     assert all(row["status"] == "failed" and row["detail"] for row in rows.values())
     assert rows[at(web, "status/404")]["http_status"] == 404
@@ -335,7 +345,7 @@ def test_a_stop_ends_the_fetching_at_once_and_leaves_nothing(
         download_partition(storage, PART, config=config(web))
     assert time.monotonic() - began < 5  # of 10 s that all would take
     assert sum(Web.hits.values()) < 100
-    assert storage.walk() == [f"manifest/{PART}.parquet"]
+    assert finished(storage) == [f"manifest/{PART}.parquet"]
 
 
 def test_a_full_disk_fails_the_partition_and_not_the_sample(
@@ -343,10 +353,13 @@ def test_a_full_disk_fails_the_partition_and_not_the_sample(
 ) -> None:
     listed(storage, [at(web, f"ok/red?{number}") for number in range(20)])
 
-    def full(self: Any, jpeg: bytes) -> int:
-        raise OSError(28, "No space left on device")
+    def full(descriptor: int, data: bytes, offset: int) -> None:
+        if data.startswith(b"\xff\xd8"):
+            raise OSError(28, "No space left on device")
+        write(descriptor, data, offset)
 
-    monkeypatch.setattr(fetching, "_append", full)
+    write = journal._write
+    monkeypatch.setattr(journal, "_write", full)
     with pytest.raises(OSError, match="No space left on device"):
         download_partition(storage, PART, config=config(web))
     assert storage.names("raw") == []
@@ -379,7 +392,7 @@ def test_a_kill_while_the_tar_is_written_leaves_nothing_visible(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(TarWriter, "close", killed)
         download_partition(storage, PART, config=config(web))
-    assert storage.walk() == [f"manifest/{PART}.parquet"]
+    assert finished(storage) == [f"manifest/{PART}.parquet"]
     download_partition(storage, PART, config=config(web))
     assert len(list(read_samples(storage.full(f"raw/{PART}.tar")))) == 2
 
@@ -405,8 +418,11 @@ def test_patience_and_threads_do_not_make_it_fetch_again(web: ThreadingHTTPServe
         return plan_downloads([PART], config(web, **changes))[0].fingerprint("download", 1)
 
     same = {"threads": 9, "timeout_seconds": 1, "retries": 7, "retry_pause_seconds": 3, "allow": (), "user_agent": "x", "max_redirects": 1}
+    same |= {"contact": "a@example.org", "host_connections": 1, "host_requests_per_second": 1, "max_pause_seconds": 1, "patience_seconds": 1}
+    same |= {"later_runs": 1, "later_pause_hours": 1, "later_min_share": 1}
     assert {name for name, value in same.items() if fingerprint(**{name: value}) != fingerprint()} == set()
     other = {"max_pixels": 9, "max_bytes": 9, "min_side_px": 9, "max_aspect_ratio": 9, "jpeg_quality": 9, "opt_out": ()}
+    other |= {"robots": False, "tdm": False, "keep_metadata": True}
     assert {name for name, value in other.items() if fingerprint(**{name: value}) == fingerprint()} == set()
     assert set(same) | set(other) == {field.name for field in dataclasses.fields(DownloadConfig)}
 

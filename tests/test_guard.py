@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from winnow import addresses, guard
+from winnow import addresses, connections, guard
 from winnow.addresses import is_public, parse_endpoint
 from winnow.errors import ConfigError
 from winnow.guard import FetchError, GuardConfig, GuardedOpener, check_url, guarded, is_passing
@@ -122,7 +122,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tried.append(place[0])
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(guard._Socket, "connect", connect)
+    monkeypatch.setattr(connections.Socket, "connect", connect)
     return tried
 
 
@@ -285,9 +285,9 @@ REPLIES: dict[str, tuple[bytes, str]] = {
     "garbage": (b"\x00\x01\x02\r\n\r\n", "bad_response"),
     "endless line": (b"HTTP/1.0 200 OK\r\nX: " + b"a" * 100_000, "bad_response"),
     "too many headers": (b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "bad_response"),
-    "cut": (b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\nhello", "truncated"),
-    "cut in a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhello", "truncated"),
-    "bad chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello", "truncated"),
+    "cut": (b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\nhello", "incomplete"),
+    "cut in a chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhello", "incomplete"),
+    "bad chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello", "incomplete"),
     "404": (b"HTTP/1.0 404 Not Found\r\n\r\n", "http_404"),
     "429": (b"HTTP/1.0 429 Slow Down\r\n\r\n", "http_429"),
     "500": (b"HTTP/1.0 500 Oh\r\n\r\n", "http_500"),
@@ -333,8 +333,8 @@ def test_a_stopped_opener_fetches_nothing_more() -> None:
 
 
 def test_passing_causes_are_those_that_a_moment_may_mend() -> None:
-    assert [slug for slug in ("timeout", "reset", "http_429", "http_503", "dns_temporary") if not is_passing(slug)] == []
-    assert [slug for slug in ("dns", "refused", "http_404", "http_410", "private_address", "too_large", "tls") if is_passing(slug)] == []
+    assert [slug for slug in ("timeout", "reset", "incomplete", "postponed", "http_429", "http_503", "dns_temporary") if not is_passing(slug)] == []
+    assert [slug for slug in ("dns", "refused", "http_404", "http_410", "private_address", "too_large", "tls", "truncated", "robots", "opt_out") if is_passing(slug)] == []
 
 
 def test_a_detail_is_one_short_printable_line() -> None:
@@ -393,7 +393,7 @@ def server_tls(certificate: Path) -> ssl.SSLContext:
 
 def test_tls_works_with_one_context_for_all(server_tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ssl.create_default_context(cafile=str(certificate))
-    context.sslsocket_class = guard._TlsSocket
+    context.sslsocket_class = connections.TlsSocket
     monkeypatch.setattr(guard, "tls_context", lambda: context)
     with serving(OK, tls=server_tls) as port:
         assert fetch(port, scheme="https") == b"hello"
@@ -405,7 +405,7 @@ def test_tls_works_with_one_context_for_all(server_tls: ssl.SSLContext, certific
 def test_a_certificate_that_nobody_vouches_for_is_refused(server_tls: ssl.SSLContext) -> None:
     with serving(OK, tls=server_tls) as port:
         assert refusal(port, scheme="https").slug == "tls"
-    assert guard.tls_context() is guard.tls_context()
+    assert connections.tls_context() is connections.tls_context()
 
 
 def test_a_handshake_that_hangs_is_given_up() -> None:

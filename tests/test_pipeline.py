@@ -86,7 +86,7 @@ def test_faults_that_pass_are_overcome_and_others_have_their_cause(finished: Run
                 causes.setdefault(urls[listed[row["uid"]]] or "none", set()).add(row["cause"])
     expected: dict[str, str | None] = {
         "none": None, "slow": None, "500_once": None, "429_once": None, "404": "http_404", "410": "http_410", "500": "http_500",
-        "truncated": "truncated", "html": "not_an_image", "empty": "empty", "bomb": "too_many_pixels", "trickle": "timeout",
+        "truncated": "incomplete", "html": "not_an_image", "empty": "empty", "bomb": "too_many_pixels", "trickle": "timeout",
         "redirect_private": "private_address", "redirect_port": "private_address", "redirect_loop": "redirect_loop",
         "redirect_file": "scheme_refused",
     }  # fmt: skip

@@ -3,35 +3,40 @@
     raw/<partition>.tar      <uid>.jpg, <uid>.txt, <uid>.json of every downloaded sample, sorted by uid
     raw/<partition>.parquet  a row for EVERY listed uid: downloaded, or failed with its cause
 
-img2dataset's Downloader brings threads and the loop over urls; the opener (winnow/guard.py), the check of images
-(winnow/images.py) and the writer are ours. It hands over samples as they arrive; here they go to one file on scratch disk
-and are written out in the order of uids, so that the result does not depend on which answered first.
+img2dataset's Downloader brings threads and the loop over urls; which url may be asked for when (winnow/turns.py), what sites refuse
+(winnow/refusals.py), the opener (winnow/guard.py), the check of images (winnow/images.py) and the writer are ours. Samples go to a
+journal on this machine's disk as they arrive (winnow/journal.py), so that a killed download goes on where it was, and are written
+out in the order of uids, so that the result does not depend on which answered first.
 """
 
+import functools
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
-from winnow.configs import STRICT
-from winnow.errors import ConfigError
-from winnow.fetching import IMG2DATASET, Fetched, failed, fetch
-from winnow.guard import FetchError, GuardConfig, check_url, guarded
-from winnow.images import ImageLimits
-from winnow.partitions import Outcome
+from winnow.download_config import DownloadConfig
+from winnow.fetching import IMG2DATASET, Web, failed, fetch
+from winnow.guard import FetchError, check_url, guarded, is_passing
+from winnow.journal import SETTLED, Fetched, Journal, journal_of
+from winnow.later import Later, write_later
+from winnow.partitions import Outcome, at_work
 from winnow.receipts import Work
+from winnow.refusals import Origins, RefusalPolicy
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
-from winnow.tars import TarWriter
+from winnow.tars import TarWriter, read_members
+from winnow.turns import Hosts, Pace
 from winnow.workspace import manifest_part, raw_table, raw_tar
 
-VERSION = 1
+VERSION = 2
 STAGE = "download"
+PASSING = "passing"
+"""Stands for every cause that may have passed."""
 TABLE = pa.schema(
     [
         ("uid", pa.string()),
@@ -49,152 +54,185 @@ TABLE = pa.schema(
 bytes of the stored JPEG; width and height upright."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DownloadConfig:
-    """How urls are fetched and what their images must be like."""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    timeout_seconds: float = 20.0
-    """For one url from name lookup to last byte, redirects included."""
-    max_bytes: int = 20_000_000
-    """Of a response. Up to twice `threads` responses are in memory at once."""
-    max_redirects: int = 5
-    threads: int = 32
-    """Urls at a time, in each worker."""
-    retries: int = 2
-    """Further tries of urls that failed for a passing cause (timeout, reset, 429, 5xx)."""
-    retry_pause_seconds: float = 5.0
-    """Before the first further try; twice as long before each next one."""
-    allow: tuple[str, ...] = ()
-    """Addresses that are not public but may be fetched from, each with its port: "127.0.0.1:8731"."""
-    user_agent: str = GuardConfig.user_agent
-    """Says who is asking and how to reach them."""
-    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
-    """Directives in an X-Robots-Tag header by which a site refuses: cause `opt_out`."""
-    max_pixels: int = ImageLimits.max_pixels
-    min_side_px: int = ImageLimits.min_side_px
-    max_aspect_ratio: float = ImageLimits.max_aspect_ratio
-    jpeg_quality: int = ImageLimits.jpeg_quality
-    """Of images that cannot be kept as they came: 1 to 95."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("retries", 0), ("retry_pause_seconds", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        _ = self.guard, self.images  # they check themselves
-
-    @property
-    def guard(self) -> GuardConfig:
-        return GuardConfig(
-            timeout_seconds=self.timeout_seconds,
-            max_bytes=self.max_bytes,
-            max_redirects=self.max_redirects,
-            allow=tuple(self.allow),
-            user_agent=self.user_agent,
-        )
-
-    @property
-    def images(self) -> ImageLimits:
-        return ImageLimits(
-            max_pixels=self.max_pixels,
-            min_side_px=self.min_side_px,
-            max_aspect_ratio=self.max_aspect_ratio,
-            jpeg_quality=self.jpeg_quality,
-        )
-
-
-def plan_downloads(partitions: Iterable[str], config: DownloadConfig) -> list[Work]:
+def plan_downloads(
+    partitions: Iterable[str], config: DownloadConfig, *, workers: int = 1, earlier: Mapping[str, Later] | None = None
+) -> list[Work]:
     """One piece of work a partition.
 
-    A partition's name holds the hash of its rows and is its digest. Of the config only what may be kept (limits of images and
-    bytes, refusals of sites) is in the fingerprint: more threads, patience or allowed addresses fetch nothing again.
+    A partition's name holds the hash of its rows and is its digest. Of the config only what decides what may be kept is in the
+    fingerprint (see `DownloadConfig.limits`): more threads, patience or allowed addresses fetch nothing again.
+
+    Args:
+        workers: as `run_step` is told: those that work at the same time share each host's limits.
+        earlier: partition -> what earlier runs left to be tried again.
     """
-    limits = {"images": config.images, "max_bytes": config.max_bytes, "opt_out": config.opt_out}
+    names = list(partitions)
     return [
-        Work(name=name, inputs={manifest_part(name): name}, arguments={"limits": limits}, unhashed={"config": config})
-        for name in partitions
+        Work(
+            name=name,
+            inputs={manifest_part(name): name},
+            arguments={"limits": config.limits},
+            unhashed={"config": config, "workers": workers, "num_works": len(names), "earlier": (earlier or {}).get(name)},
+        )
+        for name in names
     ]
 
 
-def download_partition(storage: Storage, name: str, *, config: DownloadConfig, limits: Mapping[str, Any] | None = None) -> Outcome:
+def download_partition(
+    storage: Storage,
+    name: str,
+    *,
+    config: DownloadConfig,
+    limits: Mapping[str, Any] | None = None,
+    workers: int = 1,
+    num_works: int = 1,
+    earlier: Later | None = None,
+    again: Collection[str] = (),
+    forget_old: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Fetches every url of a partition and writes its raw tar and table.
 
     Args:
         limits: the part of `config` that is in the fingerprint (see `plan_downloads`); not read.
+        workers, num_works: so many partitions share each host's limits (see `at_work`).
+        earlier: what an earlier run left to be tried again.
+        again: causes, or PASSING: of a partition that is finished, only failures by these are fetched, and all else stays as it is.
+        forget_old: called before files of the finished partition are overwritten; never if no failure was mended.
     """
     listed = read_table(storage, manifest_part(name)).to_pylist()
-    results: dict[str, Fetched] = {}
-    tried_again = 0
-    with storage.scratch() as scratch:
-        with open(scratch / "images", "w+b") as spool, guarded(config.guard) as opener:
-            pending = [row for row in listed if not _settle(row, results)]
-            for attempt in range(config.retries + 1):
-                if attempt:
-                    time.sleep(config.retry_pause_seconds * 2 ** (attempt - 1))
-                    tried_again += len(pending)
-                if pending:
-                    fetch(pending, results, spool, scratch, opener, limits=config.images, threads=config.threads, opt_out=config.opt_out)
-                pending = [row for row in pending if results[row["uid"]].passing]
-                if not pending:
-                    break
-            _write_tar(scratch / "raw.tar", listed, results, spool)
-        storage.put(scratch / "raw.tar", raw_tar(name))
-    write_table(storage, raw_table(name), _table(listed, results))
-    causes: dict[str, int] = {}
-    for result in results.values():
-        if result.cause is not None:
-            causes[result.cause] = causes.get(result.cause, 0) + 1
-    num_failed = sum(causes.values())
+    before = read_table(storage, raw_table(name)).to_pylist() if again else []
+    with journal_of(storage, name, {"limits": config.limits, "version": VERSION}) as journal, storage.scratch() as scratch:
+        if again:
+            _take_over(storage, name, journal, before, again)
+        tried_again = _fetch_all(listed, journal, scratch, config, at_work(workers, num_works))
+        rows = _rows(listed, journal)
+        if _num_downloaded(rows) > _num_downloaded(before) or not again:
+            _write_tar(scratch / "raw.tar", listed, journal)
+            forget_old()
+            storage.put(scratch / "raw.tar", raw_tar(name))
+            write_table(storage, raw_table(name), pa.Table.from_pylist(rows, schema=TABLE))
+        else:
+            rows = before
+        leftovers = (str(journal.folder),)
+    causes = _counted(row["cause"] for row in rows if row["cause"])
+    passing = {cause: count for cause, count in causes.items() if is_passing(cause)}
+    runs = earlier.runs + 1 if again and earlier is not None else 1
+    later = Later(partition=name, runs=runs, asked_at=int(time.time()), num_rows=sum(passing.values()), of_rows=len(rows))
+    write_later(storage, later, passing, earlier=earlier)
     return Outcome(
         outputs=(raw_tar(name), raw_table(name)),
-        counts={"downloaded": len(listed) - num_failed, "failed": num_failed},
+        counts={"downloaded": _num_downloaded(rows), "failed": sum(causes.values())},
         facts={
-            "causes": dict(sorted(causes.items())),
+            "causes": causes,
             "tried_again": tried_again,
             "img2dataset": IMG2DATASET,
             "pillow": importlib.metadata.version("pillow"),
         },
+        leftovers=leftovers,
     )
 
 
-def _settle(row: Mapping[str, Any], results: dict[str, Fetched]) -> bool:
-    """Whether the url alone says that it will not be fetched."""
+def is_meant(cause: str, again: Collection[str]) -> bool:
+    return cause in again or (PASSING in again and is_passing(cause))
+
+
+@functools.lru_cache(maxsize=2)
+def known_sites(policy: RefusalPolicy, pace: Pace) -> tuple[Origins, Hosts]:
+    """What this process remembers of sites from one partition to the next."""
+    return Origins(policy), Hosts(pace)
+
+
+def _fetch_all(listed: list[dict[str, Any]], journal: Journal, scratch: Path, config: DownloadConfig, workers: int) -> int:
+    """Until every url has a result that will do. Returns how many were asked for again."""
+    for row in listed:
+        if row["uid"] not in journal.results:
+            _settle(row, journal)
+    tried_again = 0
+    origins, hosts = known_sites(config.refusals, config.pace(workers))
+    hosts.trim()
+    with guarded(config.guard) as guard:
+        web = Web(guard=guard, origins=origins, hosts=hosts, limits=config.images, threads=config.threads)
+        while pending := [row for row in listed if _is_pending(journal, row["uid"], config.retries)]:
+            # A download that goes on after a kill has some urls that were tried and some that were not.
+            tries = min(journal.tries.get(row["uid"], 0) for row in pending)
+            pending = [row for row in pending if journal.tries.get(row["uid"], 0) == tries]
+            if tries:
+                time.sleep(config.retry_pause_seconds * 2 ** (tries - 1))
+                tried_again += len(pending)
+            fetch(pending, journal, scratch, web)
+    return tried_again
+
+
+def _is_pending(journal: Journal, uid: str, retries: int) -> bool:
+    result = journal.results.get(uid)
+    if result is None:
+        return True
+    return result.cause is not None and result.cause != "postponed" and is_passing(result.cause) and journal.tries[uid] <= retries
+
+
+def _settle(row: Mapping[str, Any], journal: Journal) -> None:
+    """If the url alone says that it will not be fetched."""
     try:
         check_url(row["url"])
     except FetchError as problem:
-        results[row["uid"]] = failed(str(problem))
-        return True
-    return False
+        journal.add(row["uid"], failed(str(problem)), settled=True)
 
 
-def _write_tar(path: Path, listed: Iterable[Mapping[str, Any]], results: Mapping[str, Fetched], spool: BinaryIO) -> None:
+def _take_over(storage: Storage, name: str, journal: Journal, before: list[dict[str, Any]], again: Collection[str]) -> None:
+    """Brings a finished partition into the journal, but for the failures that are to be fetched again."""
+    base = storage.sha256(raw_table(name))
+    if journal.notes != {"base": base, "whole": True}:  # else this was done already, by a run that was killed
+        journal.clear()
+        journal.note(base=base)
+        rows = {row["uid"]: row for row in before}
+        with storage.local_file(raw_tar(name)) as path:
+            for member, data in read_members(path):
+                uid, _, kind = member.partition(".")
+                if kind == "jpg":
+                    kept = {key: rows[uid][key] for key in ("sha256", "width", "height")}
+                    journal.add(uid, Fetched(cause=None, **kept), data, settled=True)
+        for row in before:
+            if row["cause"] is not None:
+                journal.add(row["uid"], Fetched(cause=row["cause"], detail=row["detail"], sha256=row["sha256"]), settled=True)
+        journal.note(whole=True)
+    for uid, result in list(journal.results.items()):
+        if result.cause is not None and is_meant(result.cause, again) and journal.tries[uid] == SETTLED:
+            journal.forget(uid)
+
+
+def _write_tar(path: Path, listed: Iterable[Mapping[str, Any]], journal: Journal) -> None:
     with open(path, "wb") as stream:
         tar = TarWriter(stream)
         for row in listed:
-            result = results[row["uid"]]
-            if result.bytes is None:
+            result = journal.results[row["uid"]]
+            if result.cause is not None:
                 continue
-            spool.seek(result.offset)
-            jpeg = spool.read(result.bytes)
             meta = {key: row[key] for key in ("uid", "url", "caption", "source", "licence")}
             meta |= {"width": result.width, "height": result.height, "sha256": result.sha256}
-            tar.add(f"{row['uid']}.jpg", jpeg)
+            tar.add(f"{row['uid']}.jpg", journal.image(row["uid"]))
             tar.add(f"{row['uid']}.txt", row["caption"].encode())
             tar.add(f"{row['uid']}.json", json.dumps(meta, sort_keys=True, ensure_ascii=False).encode())
         tar.close()
 
 
-def _table(listed: Iterable[Mapping[str, Any]], results: Mapping[str, Fetched]) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "uid": row["uid"],
-                "status": "failed" if result.cause else "downloaded",
-                **{key: getattr(result, key) for key in TABLE.names[2:]},
-            }
-            for row in listed
-            for result in [results[row["uid"]]]
-        ],
-        schema=TABLE,
-    )
+def _rows(listed: Iterable[Mapping[str, Any]], journal: Journal) -> list[dict[str, Any]]:
+    return [
+        {
+            "uid": row["uid"],
+            "status": "failed" if result.cause else "downloaded",
+            **{key: getattr(result, key) for key in TABLE.names[2:]},
+        }
+        for row in listed
+        for result in [journal.results[row["uid"]]]
+    ]
+
+
+def _num_downloaded(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(row["status"] == "downloaded" for row in rows)
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return dict(sorted(counts.items()))

@@ -1,7 +1,9 @@
-"""One pass over some urls: img2dataset's Downloader, with our check of images and our writer inside.
+"""One pass over some urls: img2dataset's Downloader, with our opener, our check of images and our journal inside.
 
-Its threads and its loop over urls are used; where it has a resizer and a writer it gets `_Checker` and `_Collector`, and what
-it fetches by is the opener that winnow/guard.py installed. It reports failures as text, so causes travel as `slug: detail`.
+Its threads, its loop and its hashing are used; where it has a resizer and a writer it gets `_Checker` and `_Collector`. It never
+sees a url: its rows are numbered turns, and the opener that is installed meanwhile fetches for each of them the url whose turn it
+is (winnow/turns.py), if its site lets us (winnow/refusals.py), through the guard (winnow/guard.py). It reports failures as text,
+so causes travel as `slug: detail`.
 """
 
 import importlib
@@ -10,6 +12,7 @@ import importlib.util
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,83 +22,74 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from winnow.errors import ConfigError
-from winnow.guard import GuardedOpener, is_passing
+from winnow.guard import Answer, FetchError, GuardedOpener, Moved, check_url, installed
 from winnow.images import ImageLimits, ImageRefused, check_image
+from winnow.journal import Fetched, Journal
+from winnow.refusals import Origins
+from winnow.turns import Hosts, Job, Turns
 
 IMG2DATASET = "1.47.0"
-COLUMNS = ("uid", "url", "expected")
+COLUMNS = ("uid", "url")
+TURN = "winnow-turn:"
+"""What img2dataset takes for urls; nothing else could open them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fetched:
-    """What became of one url."""
+@dataclass(frozen=True, kw_only=True)
+class Web:
+    """How a partition is fetched: the guard, and what this worker knows of sites."""
 
-    cause: str | None
-    detail: str | None = None
-    passing: bool = False
-    sha256: str | None = None
-    offset: int = 0
-    bytes: int | None = None
-    width: int | None = None
-    height: int | None = None
-
-    @property
-    def http_status(self) -> int | None:
-        match = re.fullmatch(r"http_(\d+)", self.cause or "")
-        return int(match[1]) if match else None
+    guard: GuardedOpener
+    origins: Origins
+    hosts: Hosts
+    limits: ImageLimits
+    threads: int
 
 
-def fetch(
-    rows: Sequence[Mapping[str, Any]],
-    results: dict[str, Fetched],
-    spool: BinaryIO,
-    scratch: Path,
-    opener: GuardedOpener,
-    *,
-    limits: ImageLimits,
-    threads: int,
-    opt_out: Sequence[str],
-) -> None:
-    """One pass over these urls: every one of them has an entry in `results` afterwards.
+def fetch(rows: Sequence[Mapping[str, Any]], journal: Journal, scratch: Path, web: Web) -> None:
+    """One pass over these urls: every one of them has a result in the journal afterwards.
 
     Args:
-        rows: of the manifest part: uid, url, sha256.
-        spool: where images are appended; `results` says where each one lies.
+        rows: of the manifest part: uid, url, sha256. Their urls have passed `check_url`.
         scratch: a folder for what img2dataset reads and writes besides.
-        opt_out: directives of an X-Robots-Tag header by which a site refuses.
     """
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-    feed = pa.table([[row[key] for row in rows] for key in ("uid", "url", "sha256")], schema=schema)
-    with pa.OSFile(str(scratch / "urls.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    numbers = [str(number) for number in range(len(rows))]
+    feed = pa.table([numbers, [TURN + number for number in numbers]], schema=schema)
+    with pa.OSFile(str(scratch / "turns.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(feed)
-    for row in rows:
-        results.pop(row["uid"], None)
-    collector = _Collector(results, spool, opener)
+    web.origins.forget_failures()
+    jobs = [Job(row=row, url=row["url"], seconds_left=web.guard.config.timeout_seconds) for row in rows]
+    turns = Turns(web.hosts, jobs, knows=web.origins.knows)
+    collector = _Collector(journal, turns)
+    opener = _Taker(web, turns, collector.taken)
     downloader = downloader_class()(
         sample_writer_class=lambda *_: collector,
-        resizer=_Checker(limits),
-        thread_count=min(threads, len(rows)),
+        resizer=_Checker(web.limits),
+        thread_count=min(web.threads, len(rows)),
         save_caption=False,
         extract_exif=False,
         output_folder=str(scratch),
         column_list=list(COLUMNS),
-        timeout=None,  # the opener has its own
+        timeout=None,  # the guard has its own
         number_sample_per_shard=len(rows),
         oom_shard_count=1,
         compute_hash="sha256",
         verify_hash_type=None,
         encode_format="jpg",
         retries=0,
-        user_agent_token="winnow",
-        disallowed_header_directives=list(opt_out) or None,
+        user_agent_token=None,
+        disallowed_header_directives=None,
     )
-    _run(lambda: downloader.download_shard((0, str(scratch / "urls.arrow"))), opener)
-    for row in rows:
+    with installed(opener):
+        _run(lambda: downloader.download_shard((0, str(scratch / "turns.arrow"))), opener.stop)
+    for job, why in turns.postponed:
+        journal.add(job.row["uid"], Fetched(cause="postponed", detail=why))
+    for job in collector.taken.values():
         # img2dataset prints an exception it did not expect and leaves the sample out: here it still ends as a row.
-        results.setdefault(row["uid"], Fetched(cause="unexpected", detail="the worker's log has the traceback"))
+        journal.add(job.row["uid"], Fetched(cause="unexpected", detail="the worker's log has the traceback"))
 
 
-def _run(call: Callable[[], None], opener: GuardedOpener) -> None:
+def _run(call: Callable[[], None], stop: Callable[[], object]) -> None:
     """Calls it in a thread of its own, so that Ctrl-C ends the fetching: the Downloader's pool would wait for ever for its feeder."""
     failures: list[BaseException] = []
 
@@ -110,18 +104,61 @@ def _run(call: Callable[[], None], opener: GuardedOpener) -> None:
     try:
         thread.join()
     except BaseException:
-        opener.stopped.set()
+        stop()
         thread.join()
         raise
     if failures:
         raise failures[0]
 
 
-def _append(spool: BinaryIO, data: bytes) -> int:
-    """Where it lies in the spool."""
-    offset = spool.seek(0, 2)
-    spool.write(data)
-    return offset
+class _Taker:
+    """Stands where urllib has its opener: for a numbered turn, the answer of whichever url may be asked for now."""
+
+    def __init__(self, web: Web, turns: Turns, taken: dict[str, Job]) -> None:
+        self._web, self._turns, self._taken = web, turns, taken
+
+    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Answer:
+        """Raises FetchError: the url was refused, failed, or there is none left."""
+        turn = fullurl.full_url.removeprefix(TURN)
+        while (job := self._turns.take()) is not None:
+            self._taken[turn] = job
+            answer = self._visit(job)
+            if answer is not None:
+                return answer
+        self._taken.pop(turn, None)
+        raise FetchError("stopped", "no url is left for this turn")
+
+    def stop(self) -> None:
+        """Nothing more is fetched."""
+        self._web.guard.stopped.set()
+        self._turns.stop()
+
+    def _visit(self, job: Job) -> Answer | None:
+        """One request; None if it led elsewhere, where the url now waits for a turn."""
+        web, turns, asked = self._web, self._turns, False
+        try:
+            news = not web.origins.knows(job.url)
+            rules = web.origins.rules(job.url, web.guard)
+            if news:
+                turns.crawl_delay(job.url, rules.crawl_delay)
+            web.origins.check(job.url, rules)
+            asked, began = True, time.monotonic()
+            found = web.guard.ask(job.url, began + job.seconds_left, look=lambda headers: web.origins.check_answer(job.url, headers, rules))
+            job.seconds_left -= time.monotonic() - began
+            if isinstance(found, Moved):
+                web.guard.check_hops(job.hops, found)
+                check_url(found.url)
+        except FetchError as problem:
+            turns.done(job, problem.slug, retry_after=problem.retry_after, asked=asked)
+            raise
+        except BaseException:
+            turns.done(job, "unexpected")
+            raise
+        if isinstance(found, Moved):
+            turns.moved(job, found.url)
+            return None
+        turns.done(job, None)
+        return found
 
 
 class _Checker:
@@ -139,46 +176,44 @@ class _Checker:
 
 
 class _Collector:
-    """Stands where img2dataset has its writer: images to the spool, the rest to `results`. Called by one thread."""
+    """Stands where img2dataset has its writer: everything to the journal. Called by one thread."""
 
-    def __init__(self, results: dict[str, Fetched], spool: BinaryIO, opener: GuardedOpener) -> None:
-        self._results, self._spool, self._opener = results, spool, opener
+    def __init__(self, journal: Journal, turns: Turns) -> None:
+        self._journal, self._turns = journal, turns
         self._failure: OSError | None = None
+        self.taken: dict[str, Job] = {}
+        """Turn -> its url, until there is a result."""
 
     def write(self, jpeg: bytes | None, key: str, caption: None, meta: Mapping[str, Any]) -> None:
+        job = self.taken.get(meta["uid"])
+        if job is None or self._failure is not None:
+            return
+        uid, expected = job.row["uid"], job.row["sha256"]
         if jpeg is None:
-            self._results[meta["uid"]] = failed(meta["error_message"], fetched=meta["status"] == "failed_to_resize")
-            return
-        if meta["expected"] is not None and meta["sha256"] != meta["expected"]:
-            self._results[meta["uid"]] = Fetched(cause="hash_mismatch", detail=f"expected {meta['expected']}", sha256=meta["sha256"])
-            return
+            result = failed(meta["error_message"])
+            if result.cause == "stopped":  # by us: no word about the url
+                return
+        elif expected is not None and meta["sha256"] != expected:
+            result, jpeg = Fetched(cause="hash_mismatch", detail=f"expected {expected}", sha256=meta["sha256"]), None
+        else:
+            result = Fetched(cause=None, sha256=meta["sha256"], width=meta["width"], height=meta["height"])
         try:
-            offset = _append(self._spool, jpeg)
+            self._journal.add(uid, result, jpeg)
         except OSError as problem:  # a full disk: kept for close, since exceptions from here are printed and forgotten
             self._failure = problem
-            self._opener.stopped.set()
+            self._turns.stop()
             return
-        self._results[meta["uid"]] = Fetched(
-            cause=None, sha256=meta["sha256"], offset=offset, bytes=len(jpeg), width=meta["width"], height=meta["height"]
-        )
+        del self.taken[meta["uid"]]
 
     def close(self) -> None:
         if self._failure is not None:
             raise self._failure
 
 
-def failed(message: str, *, fetched: bool = False) -> Fetched:
-    """A failure from its text, `slug: detail`.
-
-    Args:
-        fetched: the bytes came and are at fault, so that trying again is no use.
-    """
-    if message == "Use of image disallowed by X-Robots-Tag directive":
-        return Fetched(cause="opt_out", detail=message)
+def failed(message: str) -> Fetched:
+    """A failure from its text, `slug: detail`."""
     match = re.fullmatch(r"([a-z0-9_]+): (.*)", message)
-    if match is None:
-        return Fetched(cause="unexpected", detail=message[:300])
-    return Fetched(cause=match[1], detail=match[2], passing=not fetched and is_passing(match[1]))
+    return Fetched(cause=match[1], detail=match[2]) if match else Fetched(cause="unexpected", detail=message[:300])
 
 
 def downloader_class() -> Any:

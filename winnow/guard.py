@@ -8,14 +8,15 @@ img2dataset fetches by `urllib.request.urlopen`, that is by whatever opener is i
   connects to the very address it checked, so that a name server that answers differently the second time gains nothing,
   and neither do other spellings of an address (decimal, hexadecimal, IPv4 inside IPv6);
 - gives a response a time limit in all (redirects and a trickling body included), a limit of bytes, and one of redirects;
+- never unpacks: it asks for bodies as they are, and one that comes compressed all the same is taken for what it is;
 - ignores proxies from the environment: they would connect where we cannot check;
-- makes one TLS context for the process (19 ms each otherwise).
+- uses connections again, and makes one TLS context for the process (winnow/connections.py).
 
-Every failure is a FetchError with a slug. robots.txt is not asked.
+Every failure is a FetchError with a slug. What a site asks for (robots.txt, headers, pauses) is not looked at here:
+winnow/refusals.py and winnow/turns.py do that.
 """
 
 import contextlib
-import functools
 import http.client
 import ipaddress
 import math
@@ -26,27 +27,36 @@ import string
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlsplit, urlunsplit
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol, Self
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from winnow.addresses import NameServerSilent, Resolver, is_public, parse_endpoint, time_left
+from winnow.connections import Connection, Key, Pool, Socket, tls_context
 from winnow.errors import ConfigError, WinnowError
 
 SCHEMES = ("http", "https")
-PASSING = frozenset({"timeout", "reset", "truncated", "dns_temporary", "unreachable", "http_408", "http_425", "http_429"})
+REDIRECTS = (301, 302, 303, 307, 308)
+PASSING = frozenset(
+    {"timeout", "reset", "incomplete", "unreachable", "dns_temporary", "robots_unreachable", "postponed"}
+    | {"http_408", "http_425", "http_429"}
+)
 """Causes that may be gone a moment later; all of http_5xx besides."""
+DRAINED_BYTES = 16 * 1024
+"""An error page up to this size is read to its end, so that the connection can be used again; from larger ones we hang up."""
 
 
 class FetchError(WinnowError):
     """A url could not be fetched, or was refused. As text: `slug: detail`."""
 
-    def __init__(self, slug: str, detail: str) -> None:
+    def __init__(self, slug: str, detail: str, *, retry_after: float | None = None) -> None:
         # Details quote strangers (urls, headers, reason phrases): one short printable line.
         super().__init__(f"{slug}: {''.join(c if c.isprintable() else '?' for c in detail)[:300]}")
         self.slug = slug
+        self.retry_after = retry_after
+        """Seconds the server asks us to stay away, if it said so."""
 
 
 def is_passing(slug: str) -> bool:
@@ -65,7 +75,7 @@ class GuardConfig:
     max_redirects: int = 5
     allow: tuple[str, ...] = ()
     """Addresses that are not public but may be fetched from, each with its port: "127.0.0.1:8731", "[::1]:8731"."""
-    user_agent: str = "winnow/0.1 (dataset curation; contact: the operator of this machine)"
+    user_agent: str = "winnow/0.1 (dataset curation)"
     """Says who is asking and how to reach them."""
 
     def __post_init__(self) -> None:
@@ -95,105 +105,186 @@ def check_url(url: str) -> None:
         raise FetchError("broken_url", "it names no host")
     if port == 0:
         raise FetchError("broken_url", "port 0")
+    # urlsplit drops some of these silently: what is asked for would not be what is listed.
+    if re.search(r"[\x00-\x1f\x7f]", url):
+        raise FetchError("broken_url", "it holds a control character")
 
 
-class _Socket(socket.socket):
-    """A socket with an end of patience: every read gets what is left of the whole time, not a time limit of its own."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A response that came whole. Stands where urllib has its response."""
 
-    deadline: float = math.inf
+    url: str
+    """Where it came from in the end."""
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
 
-    def recv_into(self, *args: Any) -> int:
-        self.settimeout(time_left(self.deadline))
-        return super().recv_into(*args)
+    def read(self) -> bytes:
+        return self.body
 
+    def close(self) -> None:
+        """Nothing is open."""
 
-class _TlsSocket(ssl.SSLSocket):
-    """The same for TLS."""
+    def __enter__(self) -> Self:
+        return self
 
-    deadline: float = math.inf
-
-    def recv_into(self, *args: Any) -> int:
-        if self.deadline < math.inf:
-            self.settimeout(time_left(self.deadline))
-        return super().recv_into(*args)
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """The one TLS context of this process: the system's authorities, host names checked."""
-    context = ssl.create_default_context()
-    context.sslsocket_class = _TlsSocket
-    return context
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is open."""
 
 
-class _Response(http.client.HTTPResponse):
-    """A response whose body is read whole, up to a limit; a body that ends early is an error."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """A redirect."""
 
-    max_bytes: int = 0
-
-    def read(self, amt: int | None = None) -> bytes:
-        if amt is not None:
-            return super().read(amt)
-        declared = self.length  # None if the server does not say, or sends chunks
-        if declared is not None and declared > self.max_bytes:
-            self.close()
-            raise FetchError("too_large", f"{declared:,} bytes announced, {self.max_bytes:,} allowed")
-        try:
-            pieces, size = [], 0
-            while piece := super().read(64 * 1024):
-                pieces.append(piece)
-                size += len(piece)
-                if size > self.max_bytes:
-                    raise FetchError("too_large", f"more than {self.max_bytes:,} bytes")
-            if declared is not None and size < declared:
-                raise FetchError("truncated", f"{size:,} of {declared:,} bytes came")
-            return b"".join(pieces)
-        except (OSError, http.client.HTTPException) as problem:
-            raise _translated(problem) from None
-        finally:
-            self.close()
+    url: str
+    """Where to; not yet checked."""
 
 
-class GuardedOpener(urllib.request.OpenerDirector):
+class Opener(Protocol):
+    """What urllib needs of an opener."""
+
+    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Answer: ...
+
+
+class GuardedOpener:
     """Opens http and https urls by the rules at the top of this file. For many threads at once."""
 
     def __init__(self, config: GuardConfig) -> None:
-        super().__init__()
         self.config = config
         self.stopped = threading.Event()
         """When set, nothing more is fetched: what still waits fails at once."""
         self._allow = {parse_endpoint(entry) for entry in config.allow}
         self._resolve = Resolver()
-        self.add_handler(_Http(self))
-        self.add_handler(_Redirects(config.max_redirects))
-        self.add_handler(urllib.request.HTTPDefaultErrorHandler())
-        self.add_handler(urllib.request.HTTPErrorProcessor())
+        self._pool = Pool()
 
-    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
-        """Also called for each redirect. The timeout is the config's, whatever the caller asks for.
+    def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Answer:
+        """The answer at the end of all redirects. The timeout is the config's, whatever the caller asks for.
 
         Raises:
             FetchError: refused, failed, or a status that is not 2xx.
         """
+        url = fullurl if isinstance(fullurl, str) else fullurl.full_url
+        return self.follow(url, time.monotonic() + self.config.timeout_seconds)
+
+    def follow(self, url: str, deadline: float, *, max_bytes: int | None = None) -> Answer:
+        """As `open`, done by the deadline. With `max_bytes`, a larger body is cut there instead of refused."""
+        for hops in range(self.config.max_redirects + 1):
+            found = self.ask(url, deadline, max_bytes=max_bytes)
+            if isinstance(found, Answer):
+                return found
+            self.check_hops(hops, found)
+            url = found.url
+        raise AssertionError("check_hops lets none through")
+
+    def check_hops(self, hops: int, moved: Moved) -> None:
+        """Raises FetchError if so many redirects have been followed already."""
+        if hops >= self.config.max_redirects:
+            raise FetchError("redirect_loop", f"more than {self.config.max_redirects} redirects, the next to {moved.url}")
+
+    def ask(
+        self,
+        url: str,
+        deadline: float,
+        *,
+        max_bytes: int | None = None,
+        look: Callable[[http.client.HTTPMessage], None] = lambda headers: None,
+    ) -> Answer | Moved:
+        """One request, no redirect followed.
+
+        Args:
+            look: is shown the headers of a 2xx answer before its body is read, and may refuse it by a FetchError.
+
+        Raises:
+            FetchError: refused, failed, or a status that is neither 2xx nor a redirect.
+        """
         try:
             if self.stopped.is_set():
                 raise FetchError("stopped", "the run was stopped")
-            request: Any = urllib.request.Request(fullurl) if isinstance(fullurl, str) else fullurl
-            check_url(request.full_url)
-            request.full_url = _ascii(request.full_url)
-            request.headers["User-agent"] = self.config.user_agent
-            if not hasattr(request, "deadline"):
-                request.deadline = time.monotonic() + self.config.timeout_seconds
-            return super().open(request, timeout=time_left(request.deadline))
-        except HTTPError as problem:
-            problem.close()
-            raise FetchError(f"http_{problem.code}", str(problem.reason)) from None
-        except URLError as problem:
-            raise _translated(problem.reason) from None
+            check_url(url)
+            return self._ask(_ascii(url), deadline, max_bytes, look)
         except (OSError, http.client.HTTPException, ValueError) as problem:
             raise _translated(problem) from None
 
-    def connect(self, host: str, port: int, deadline: float) -> _Socket:
+    def close(self) -> None:
+        """Hangs up wherever a connection waits for further use."""
+        self._pool.close()
+
+    def _ask(self, url: str, deadline: float, max_bytes: int | None, look: Callable[[http.client.HTTPMessage], None]) -> Answer | Moved:
+        parts = urlsplit(url)
+        target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        assert parts.hostname is not None
+        key = (parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        connection = self._pool.take(key) or self._connection(key)
+        reusable = False
+        try:
+            response = self._send(connection, target, deadline)
+            if response is None:  # the server had closed it meanwhile
+                connection = self._connection(key)
+                response = self._send(connection, target, deadline)
+                assert response is not None
+            try:
+                if 200 <= response.status < 300:
+                    look(response.headers)
+                return self._read(url, response, max_bytes)
+            finally:
+                reusable = response.isclosed() and not response.will_close  # isclosed: read to its end
+                response.close()
+        finally:
+            if reusable:
+                self._pool.put(connection)
+            else:
+                connection.close()
+
+    def _connection(self, key: Key) -> Connection:
+        return Connection(key, self.connect, tls_context() if key[0] == "https" else None)
+
+    def _send(self, connection: Connection, target: str, deadline: float) -> http.client.HTTPResponse | None:
+        """The response's head; None if a connection that was used before turned out to be closed."""
+        try:
+            connection.be_done_by(deadline)
+            connection.request("GET", target, headers={"User-Agent": self.config.user_agent})
+            return connection.getresponse()
+        except (ConnectionError, http.client.BadStatusLine, ssl.SSLError):
+            if not connection.used:
+                raise
+            connection.close()
+            return None
+
+    def _read(self, url: str, response: http.client.HTTPResponse, max_bytes: int | None) -> Answer | Moved:
+        if 200 <= response.status < 300:
+            return Answer(url=url, status=response.status, headers=response.headers, body=self._body(response, max_bytes))
+        location = response.headers.get("location") or response.headers.get("uri")
+        if response.length is not None and response.length <= DRAINED_BYTES:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                response.read()
+        if response.status not in REDIRECTS or location is None:
+            asked = _seconds_asked(response.headers.get("retry-after"))
+            raise FetchError(f"http_{response.status}", response.reason, retry_after=asked)
+        try:
+            # Headers come decoded as Latin-1: quoting by it gives back the bytes that were sent.
+            return Moved(url=_checked_scheme(urljoin(url, quote(location.strip(), safe=string.punctuation, encoding="iso-8859-1"))))
+        except ValueError as problem:
+            raise FetchError("broken_url", f"redirected to {location}: {problem}") from None
+
+    def _body(self, response: http.client.HTTPResponse, max_bytes: int | None) -> bytes:
+        limit = self.config.max_bytes if max_bytes is None else max_bytes
+        declared = response.length  # None if the server does not say, or sends chunks
+        if max_bytes is None and declared is not None and declared > limit:
+            raise FetchError("too_large", f"{declared:,} bytes announced, {limit:,} allowed")
+        pieces, size = [], 0
+        while size <= limit and (piece := response.read(64 * 1024)):
+            pieces.append(piece)
+            size += len(piece)
+        if size > limit:
+            if max_bytes is None:
+                raise FetchError("too_large", f"more than {limit:,} bytes")
+            return b"".join(pieces)[:limit]
+        if declared is not None and size < declared:
+            raise FetchError("incomplete", f"{size:,} of {declared:,} bytes came")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def connect(self, host: str, port: int, deadline: float) -> Socket:
         """A connection to the first address of the host that may be connected to and answers.
 
         Raises:
@@ -205,7 +296,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             raise FetchError("private_address", f"{host} is {found[0][1][0] if found else 'nowhere'}, port {port}")
         failure: OSError | None = None
         for family, place in allowed:
-            connection = _Socket(family, socket.SOCK_STREAM)
+            connection = Socket(family, socket.SOCK_STREAM)
             try:
                 connection.deadline = deadline
                 connection.settimeout(time_left(deadline))
@@ -229,87 +320,23 @@ class GuardedOpener(urllib.request.OpenerDirector):
         return (mapped or address, place[1]) in self._allow or is_public(address)
 
 
-class _Http(urllib.request.AbstractHTTPHandler):
-    """Both schemes, each with a connection that asks the opener where it may go."""
-
-    def __init__(self, opener: GuardedOpener) -> None:
-        super().__init__()
-        self._opener = opener
-
-    def http_open(self, request: Any) -> Any:
-        return self.do_open(functools.partial(_connection, self._opener, request.deadline, None), request)
-
-    def https_open(self, request: Any) -> Any:
-        return self.do_open(functools.partial(_connection, self._opener, request.deadline, tls_context()), request)
-
-    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+def _seconds_asked(value: str | None) -> float | None:
+    """What a Retry-After header asks for, in seconds or as a date; None if it is neither."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\s*\d{1,9}\s*", value):
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
-def _connection(opener: GuardedOpener, deadline: float, tls: ssl.SSLContext | None, host: str, **unused: Any) -> http.client.HTTPConnection:
-    """What urllib calls to make a connection to `host` (with its port); its time limit is in the deadline already."""
-    connection = _Connection(host) if tls is None else _TlsConnection(host)
-    connection.opener, connection.deadline, connection.tls = opener, deadline, tls
-    return connection
-
-
-class _Connection(http.client.HTTPConnection):
-    opener: GuardedOpener
-    deadline: float
-    tls: ssl.SSLContext | None
-
-    def connect(self) -> None:
-        plain = self.opener.connect(self.host, self.port, self.deadline)
-        if self.tls is None:
-            self.sock = plain
-            return
-        try:
-            plain.settimeout(time_left(self.deadline))
-            wrapped = self.tls.wrap_socket(plain, server_hostname=self.host)
-        except BaseException:
-            plain.close()
-            raise
-        assert isinstance(wrapped, _TlsSocket)
-        wrapped.deadline = self.deadline
-        self.sock = wrapped
-
-    def response_class(self, sock: socket.socket, *args: Any, **arguments: Any) -> _Response:  # type: ignore[override]  # a class or what makes one
-        response = _Response(sock, *args, **arguments)
-        response.max_bytes = self.opener.config.max_bytes
-        return response
-
-
-class _TlsConnection(_Connection):
-    default_port = http.client.HTTPS_PORT
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows so many redirects, within the time of the first request, and never out of http and https."""
-
-    max_repeats = max_redirections = 1_000_000  # counted below instead, so that every loop has one cause
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-
-    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        target = headers.get("location") or headers.get("uri")
-        if target is not None:
-            try:
-                scheme = urlsplit(target).scheme
-                if scheme and scheme not in SCHEMES:
-                    raise FetchError("scheme_refused", f"redirected to {scheme}, which is neither http nor https")
-                if getattr(req, "hops", 0) >= self._limit:
-                    raise FetchError("redirect_loop", f"more than {self._limit} redirects, the next to {target}")
-            except (ValueError, FetchError):
-                fp.close()
-                raise
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        following: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
-        following.deadline, following.hops = req.deadline, getattr(req, "hops", 0) + 1
-        return following
+def _checked_scheme(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise FetchError("scheme_refused", f"redirected to {scheme}, which is neither http nor https")
+    return url
 
 
 def _ascii(url: str) -> str:
@@ -322,10 +349,10 @@ def _ascii(url: str) -> str:
 
 
 def _translated(problem: object) -> FetchError:
-    """The cause behind what socket, ssl, http.client and urllib raise."""
+    """The cause behind what socket, ssl and http.client raise."""
     text = str(problem) or type(problem).__name__
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (http.client.IncompleteRead, "truncated"),
+        (http.client.IncompleteRead, "incomplete"),
         (ssl.SSLError, "tls"),
         (ConnectionRefusedError, "refused"),
         (ConnectionError, "reset"),  # http.client.RemoteDisconnected is one
@@ -346,12 +373,22 @@ def _translated(problem: object) -> FetchError:
 
 
 @contextlib.contextmanager
-def guarded(config: GuardConfig) -> Iterator[GuardedOpener]:
-    """Makes every `urllib.request.urlopen` of this process go through the guard, for a while."""
+def installed(opener: Opener) -> Iterator[None]:
+    """Makes every `urllib.request.urlopen` of this process go through the opener, for a while."""
     before = getattr(urllib.request, "_opener", None)
-    opener = GuardedOpener(config)
-    urllib.request.install_opener(opener)
+    urllib.request.install_opener(opener)  # type: ignore[arg-type]  # urlopen calls its `open` and nothing else
     try:
-        yield opener
+        yield
     finally:
         urllib.request.install_opener(before)
+
+
+@contextlib.contextmanager
+def guarded(config: GuardConfig) -> Iterator[GuardedOpener]:
+    """The guard, installed for a while."""
+    opener = GuardedOpener(config)
+    try:
+        with installed(opener):
+            yield opener
+    finally:
+        opener.close()

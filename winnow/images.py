@@ -1,8 +1,9 @@
 """Checks one image from a stranger and brings it into the one form that is stored: an upright RGB JPEG.
 
 Header before pixels: format, size and shape are checked before anything is decoded, so that a small file that unfolds to a
-billion pixels costs nothing. Everything is decoded once, so that a file cut short is found here and not in training. An
-RGB JPEG that is upright already is kept byte for byte; all else (other modes and formats, rotated ones) is encoded anew.
+billion pixels costs nothing. Everything is decoded once, so that a file cut short is found here and not in training. Of an
+RGB JPEG that is upright already every bit of the picture is kept, and what is said beside it (places, names: see
+winnow/jpeg_segments.py) is left out; all else (other modes and formats, rotated ones) is encoded anew.
 """
 
 import io
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.errors import ConfigError, WinnowError
+from winnow.jpeg_segments import without_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What is decoded. Of animations the first frame."""
@@ -56,6 +58,8 @@ class ImageLimits:
     """Longer side by smaller side: what is resized to a fixed smaller side must not become endless."""
     jpeg_quality: int = 95
     """Of those encoded anew, 1 to 95, without chroma subsampling."""
+    keep_metadata: bool = False
+    """Whether EXIF, XMP, IPTC and comments stay in JPEGs that are kept as they came: they name places and people."""
 
     def __post_init__(self) -> None:
         for name, least in (("max_pixels", 1), ("min_side_px", 1), ("max_aspect_ratio", 1)):
@@ -89,7 +93,7 @@ def check_image(data: bytes, limits: ImageLimits) -> CheckedImage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with _opened(data) as image:
                 _check_shape(image, limits)
                 return _upright_jpeg(image, data, limits)
         except PIL.Image.DecompressionBombError as problem:
@@ -119,15 +123,26 @@ def _upright_jpeg(image: Any, data: bytes, limits: ImageLimits) -> CheckedImage:
     width, height = image.size
     # MPO: a JPEG with further pictures behind it, as some cameras make them.
     if image.format in ("JPEG", "MPO") and image.mode == "RGB" and _orientation(image) == UPRIGHT:
-        # Only to see whether it decodes to the end: at an eighth of the size that takes a quarter less time.
-        image.draft("RGB", (width // 8, height // 8))
-        image.load()
-        return CheckedImage(jpeg=data, width=width, height=height)
+        jpeg = data if limits.keep_metadata else without_metadata(data)
+        with image if jpeg is data else _opened(jpeg) as stored:
+            # Only to see whether it decodes to the end: at an eighth of the size that takes a quarter less time.
+            stored.draft("RGB", (width // 8, height // 8))
+            stored.load()
+        return CheckedImage(jpeg=jpeg, width=width, height=height)
     image.load()
     upright = PIL.ImageOps.exif_transpose(image) if _orientation(image) != UPRIGHT else image
+    # Other modes' profiles do not describe the RGB they were turned into.
+    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
     sink = io.BytesIO()
-    _as_rgb(upright).save(sink, "JPEG", quality=limits.jpeg_quality, subsampling=0)
+    # Comments would be carried over from the original.
+    _as_rgb(upright).save(sink, "JPEG", quality=limits.jpeg_quality, subsampling=0, icc_profile=profile, comment=b"")
     return CheckedImage(jpeg=sink.getvalue(), width=upright.width, height=upright.height)
+
+
+def _opened(data: bytes) -> Any:
+    import PIL.Image
+
+    return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _orientation(image: Any) -> int:
