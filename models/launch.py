@@ -5,6 +5,7 @@ decided by our own checkpoints in `out_dir` (models/checkpoints.py), never by Ra
 again. `out_dir` and `shards` must be seen by every machine.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -33,6 +34,9 @@ GROUP_TIMEOUT_SECONDS = 600
 FOLLOW_SECONDS = 1.0
 RAY_FOLDER = ".ray-train"
 """Ray's own records, inside out_dir while it runs."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingFailed(WinnowError):
@@ -80,7 +84,9 @@ def launch(
     start_ray(num_workers)
     try:
         with _Follower(config, out_dir):
-            _fit(options, num_workers, gpu_for_each(num_workers) if use_gpu is None else use_gpu)
+            gpu = gpu_for_each(num_workers) if use_gpu is None else use_gpu
+            _tell_if_short(num_workers, gpu)
+            _fit(options, num_workers, gpu)
     finally:
         if ours:
             stop_ray()
@@ -99,6 +105,16 @@ def gpu_for_each(num_workers: int) -> bool:
     if 0 < gpus < num_workers and not joined():
         raise ConfigError(f"{num_workers} training workers, but this machine has {gpus} GPU{'s' * (gpus > 1)}: set train_workers to {gpus}")
     return gpus > 0
+
+
+def _tell_if_short(num_workers: int, gpu: bool) -> None:
+    """Ray Train waits without a word until every worker has its place."""
+    import ray
+
+    have, kinds = ray.cluster_resources(), ("CPU", "GPU") if gpu else ("CPU",)
+    short = [f"{num_workers - have.get(kind, 0):g} more {kind}s" for kind in kinds if have.get(kind, 0) < num_workers]
+    if short:
+        logger.warning("training with %d workers waits until the cluster has %s", num_workers, " and ".join(short))
 
 
 def ray_is_running() -> bool:
