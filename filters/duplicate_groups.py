@@ -10,6 +10,7 @@ Both steps run once, in one process, over compact columns of pairs and members (
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +57,7 @@ def group_pairs(storage: Storage, name: str, *, works: Mapping[str, int], partit
     for number, partition in enumerate(names):
         rows = members[slice(*np.searchsorted(members["partition"], [number, number + 1]))]
         write_table(storage, groups_file(partition), _group_table(rows))
+    _remove_others(storage, "duplicates/groups", names)
     counts = {"pairs": len(pairs), "in_groups": len(members), "groups": int((members["uid"] == members["centre"]).sum())}
     return Outcome(outputs=tuple(groups_file(partition) for partition in names), counts=counts)
 
@@ -88,12 +90,16 @@ def grouped(pairs: np.ndarray) -> np.ndarray:
     return members[np.lexsort((members["uid"], members["partition"]))]
 
 
-def judge_members(storage: Storage, name: str, *, filters: Sequence[Mapping[str, object]], device: str = "cpu") -> Outcome:
-    """Writes `duplicates/judged/<name>.parquet`: which members of groups everything but their being duplicates keeps."""
+def judge_members(storage: Storage, name: str, **decided_by: Any) -> Outcome:
+    """Writes `duplicates/judged/<name>.parquet`: which members of groups everything but their being duplicates keeps.
+
+    Args:
+        decided_by: what `scoring.decide` is told: filters, device.
+    """
     members = set(read_table(storage, groups_file(name), ["uid"])["uid"].to_pylist())
     found: dict[str, bool] = {}
     if members:
-        decided = scoring.decide(storage, name, filters, contamination_reasons(storage, name), device)
+        decided = scoring.decide(storage, name, copies=contamination_reasons(storage, name), **decided_by)
         found = {uid: verdict == "kept" for uid, verdict in zip(decided.uids, decided.verdicts, strict=True) if uid in members}
     table = pa.table([sorted(found), [found[uid] for uid in sorted(found)]], schema=JUDGED)
     write_table(storage, judged_file(name), table)
@@ -113,6 +119,7 @@ def choose_best(storage: Storage, name: str, *, mode: Mode, partitions: Sequence
         write_table(
             storage, duplicates_file(partition), _duplicates_table(members[rows], {key: values[rows] for key, values in chosen.items()})
         )
+    _remove_others(storage, "duplicates", names)
     counts = {"passing": int(passes.sum()), "duplicates_dropped": int(chosen["is_dropped"].sum())}
     return Outcome(outputs=tuple(duplicates_file(partition) for partition in names), counts=counts)
 
@@ -173,6 +180,14 @@ def _valid_pairs(storage: Storage, waves: Waves, works: Mapping[str, int], names
             gone = np.array(sorted(withdrawn), dtype="S32")
             valid &= ~np.isin(pairs["worse"], gone) & ~np.isin(pairs["better"], gone)
         yield pairs[valid]
+
+
+def _remove_others(storage: Storage, folder: str, names: Sequence[str]) -> None:
+    """Files of partitions that are no more."""
+    known = {f"{name}.parquet" for name in names}
+    for file in storage.names(folder):
+        if file.endswith(".parquet") and file not in known:
+            storage.remove(f"{folder}/{file}")
 
 
 def _group_table(members: np.ndarray) -> pa.Table:

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from filters.duplicate_waves import GONE, Waves, read_waves
@@ -45,15 +44,6 @@ PAIRS = pa.schema(
 )  # fmt: skip
 
 
-def count_rows(storage: Storage, partitions: Sequence[str]) -> int:
-    """Embedded images of all partitions, from the files' footers."""
-    total = 0
-    for partition in partitions:
-        with storage.open(embeddings(partition)) as stream:
-            total += pq.ParquetFile(stream).metadata.num_rows
-    return total
-
-
 def num_cells(config: DuplicateConfig, rows: int) -> int:
     """Cells for so many images, 0 if every pair is compared. A power of 4, so that only growth by that much asks for new cells."""
     if rows <= config.exact_rows:
@@ -83,12 +73,12 @@ def exact_works(waves: Waves, limits: Limits, embedded: Mapping[str, str]) -> It
         yield Work(name=partition, inputs=inputs, arguments={"limits": limits, "wave": wave})
 
 
-def search_exact(storage: Storage, name: str, *, limits: Limits | Mapping[str, Any], wave: int) -> Outcome:
+def search_exact(storage: Storage, name: str, *, limits: Limits, wave: int) -> Outcome:
     """Compares a partition with itself, with those of earlier waves and with those before it in its own."""
     others = [other for other in _there(storage, wave) if other != name and not (other in _wave(storage, wave) and other > name)]
     names = [name, *others]
     bases = (read_images(storage, other, number + 1) for number, other in enumerate(others))
-    pairs = near_pairs(read_images(storage, name, 0), bases, _limits(limits), device=_device())
+    pairs = near_pairs(read_images(storage, name, 0), bases, limits, device=device())
     return _write_pairs(storage, name, pairs, names)
 
 
@@ -157,7 +147,7 @@ def cell_works(waves: Waves, limits: Limits, *, centroids: str, blocks: int) -> 
             yield Work(name=f"{block:05d}-{wave:05d}", inputs=inputs, arguments={"limits": limits, "wave": wave, "block": block})
 
 
-def search_cells(storage: Storage, name: str, *, limits: Limits | Mapping[str, Any], wave: int, block: int) -> Outcome:
+def search_cells(storage: Storage, name: str, *, limits: Limits, wave: int, block: int) -> Outcome:
     """Compares a wave's images in a range of cells with each other and with those of earlier waves."""
     there = _there(storage, wave)
     fresh_names = set(_wave(storage, wave))
@@ -167,8 +157,8 @@ def search_cells(storage: Storage, name: str, *, limits: Limits | Mapping[str, A
     for cell in np.unique(fresh["cell"]):
         new_home, new_guest = _cell(fresh, cell)
         old_home, old_guest = _cell(old, cell)
-        pairs.append(near_pairs(new_home, iter([new_guest, old_home, old_guest]), _limits(limits), device=_device()))
-        pairs.append(near_pairs(new_guest, iter([old_home]), _limits(limits), within=False, device=_device()))
+        pairs.append(near_pairs(new_home, iter([new_guest, old_home, old_guest]), limits, device=device()))
+        pairs.append(near_pairs(new_guest, iter([old_home]), limits, within=False, device=device()))
     return _write_pairs(storage, name, best_neighbours(np.concatenate(pairs)), there)
 
 
@@ -234,11 +224,8 @@ def _wave(storage: Storage, wave: int) -> Mapping[str, str]:
     return waves.waves[wave]
 
 
-def _limits(limits: Limits | Mapping[str, Any]) -> Limits:
-    return limits if isinstance(limits, Limits) else Limits(**limits)
-
-
-def _device() -> str:
+def device() -> str:
+    """Where matrix products are computed, here."""
     torch.set_num_threads(1)  # more partitions at a time pay, more threads do not
     return "cuda" if torch.cuda.is_available() else "cpu"
 

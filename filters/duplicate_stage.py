@@ -18,7 +18,6 @@ from filters.duplicate_search import (
 )
 from filters.duplicate_waves import Waves, bring_waves_up_to_date, count_images
 from filters.duplicates import DuplicateConfig
-from filters.learning import FilterRun
 from filters.search import read_withdrawn
 from winnow.digests import digest
 from winnow.duplicates import WAVES, duplicates_file, groups_file
@@ -105,18 +104,15 @@ def find_contamination(
 def settle_duplicates(
     storage: Storage,
     config: DuplicateConfig,
-    runs: list[FilterRun],
+    scoring_works: Sequence[Work],
     *,
-    raw: Mapping[str, str],
-    embedded: Mapping[str, str],
     contaminated: Mapping[str, str],
     workers: int = 0,
 ) -> dict[str, str] | None:
     """Chooses the best of each group among those that everything else keeps.
 
     Args:
-        raw: partition -> output digest of its download.
-        embedded: partition -> output digest of its embedding.
+        scoring_works: what scoring would do if no image had a copy.
         contaminated: partition -> output digest of its comparison with evaluation sets, if there are any.
 
     Returns:
@@ -129,7 +125,7 @@ def settle_duplicates(
         return dict(contaminated) if contaminated else None
     groups = _written(storage, GROUPS)
     works = []
-    for work in scoring.score_works(storage, runs, raw=raw, embedded=embedded):
+    for work in scoring_works:
         others = {
             "groups": groups[groups_file(work.name)],
             "contamination": contaminated.get(work.name, ""),
@@ -142,11 +138,11 @@ def settle_duplicates(
         name="best",
         inputs={"groups": digest(groups), "judged": digest(judged.outputs), "reported": digest(reported)},
         arguments={"mode": config.mode},
-        unhashed={"partitions": tuple(sorted(embedded))},
+        unhashed={"partitions": tuple(sorted(judged.outputs))},
     )
     run_step(choose_best, [best], storage, stage=CHOOSE, version=version, workers=workers)
     chosen = _written(storage, CHOOSE)
-    return {name: digest([chosen[duplicates_file(name)], contaminated.get(name, "")]) for name in embedded}
+    return {name: digest([chosen[duplicates_file(name)], contaminated.get(name, "")]) for name in judged.outputs}
 
 
 def _written(storage: Storage, stage: str) -> dict[str, str]:

@@ -8,10 +8,12 @@ images are those that it was found with.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from winnow.digests import digest
 from winnow.duplicates import WAVES
 from winnow.storage import Storage
+from winnow.workspace import embeddings
 
 GONE = ""
 """Stands for the embeddings of a partition that is no more: should it come back, it must be searched against what came meanwhile."""
@@ -54,17 +56,38 @@ class Waves:
 
 
 def read_waves(storage: Storage) -> Waves | None:
-    if not storage.exists(WAVES):
-        return None
-    content = json.loads(storage.read_bytes(WAVES))
-    return Waves(space=content["space"], waves=tuple(content["waves"]))
+    content = _read(storage)
+    return Waves(space=content["space"], waves=tuple(content["waves"])) if content is not None else None
 
 
-def bring_waves_up_to_date(storage: Storage, space: str, embedded: Mapping[str, str]) -> Waves:
-    """Reads the record, adds a wave if there is something new, and writes it back; an equal one is left alone."""
+def count_images(storage: Storage, embedded: Mapping[str, str]) -> dict[str, int]:
+    """Digest of embeddings -> images, of every partition. Only files that no wave has seen are asked."""
+    import pyarrow.parquet as pq
+
+    known: dict[str, int] = (_read(storage) or {}).get("images", {})
+    counts = {}
+    for partition, output in embedded.items():
+        if output in known:
+            counts[output] = known[output]
+            continue
+        with storage.open(embeddings(partition)) as stream:
+            counts[output] = pq.ParquetFile(stream).metadata.num_rows
+    return counts
+
+
+def bring_waves_up_to_date(storage: Storage, space: str, embedded: Mapping[str, str], images: Mapping[str, int]) -> Waves:
+    """Reads the record, adds a wave if there is something new, and writes it back; an equal one is left alone.
+
+    Args:
+        images: of `count_images`.
+    """
     known = read_waves(storage)
     waves = (known if known is not None and known.space == space else Waves(space=space)).extended(embedded)
     if waves != known:
-        content = {"space": waves.space, "waves": [dict(entries) for entries in waves.waves]}
+        content = {"space": waves.space, "waves": [dict(entries) for entries in waves.waves], "images": dict(images)}
         storage.write_text(WAVES, json.dumps(content, sort_keys=True, indent=1) + "\n")
     return waves
+
+
+def _read(storage: Storage) -> dict[str, Any] | None:
+    return json.loads(storage.read_bytes(WAVES)) if storage.exists(WAVES) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows import filter_cli, label_cli
+from flows.forget_cli import forget
 from flows.sampling_cli import edit, sample
 from flows.weights_cli import weights
 
@@ -115,6 +116,7 @@ for _name, _text in {
     "manifest": "Reads the lists of urls: new and changed rows become new partitions.",
     "download": "Fetches every listed url; failures are rows with a cause.",
     "embed": "CLIP features of every downloaded image.",
+    "duplicates": "Near-duplicates among all images, and images of evaluation sets; `score` drops them.",
     "fit": "Labels, fits and certifies the filters.",
     "score": "The decision log: verdict and reasons of every listed sample.",
     "shard": "The kept samples as webdataset shards.",
@@ -265,6 +267,7 @@ def verify(workspace: str) -> None:
         sys.exit(1)
 
 
+cli.add_command(forget)
 cli.add_command(weights)
 cli.add_command(sample)
 cli.add_command(edit)

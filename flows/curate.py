@@ -4,6 +4,7 @@ from prefect import flow
 
 from tasks.config import RunConfig
 from tasks.data import download, embed, manifest
+from tasks.duplicates import duplicates
 from tasks.filtering import fit, score, shard
 from tasks.relabelling import drift, tell_drift
 from tasks.session import session
@@ -11,11 +12,12 @@ from tasks.session import session
 
 @flow
 def curate(config: RunConfig) -> None:
-    """Manifest, download, embed, fit, score, shard, and a look for drift: does only what is new or changed."""
+    """Manifest, download, embed, duplicates, fit, score, shard, and a look for drift: does only what is new or changed."""
     with session(config):
         manifest(config)
         download(config)
         embed(config)
+        duplicates(config)
         fit(config)
         score(config)
         shard(config)

@@ -14,15 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from filters.catalog import FILTERS
 from filters.drift import DriftConfig
+from filters.duplicates import DuplicateConfig
+from filters.importance import ImportanceConfig
 from filters.label_page.settings import PageConfig
 from filters.learning import LearnConfig
 from filters.relabel import RelabelConfig
+from filters.rules import Rule, check_rules
 from models.clip_embedder import ClipConfig
 from models.recipes import RECIPES, STARTS_FROM
 from models.sampled import SampleConfig
 from models.training_data import DataShare
 from winnow.configs import STRICT
-from winnow.download import DownloadConfig
+from winnow.download_config import DownloadConfig
 from winnow.errors import ConfigError
 from winnow.partitions import EVERY_CPU
 from winnow.shards import ShardConfig
@@ -42,10 +45,20 @@ class RunConfig:
     """Partitions at a time; 0 takes every CPU of this machine, or of the Ray cluster that RAY_ADDRESS names."""
     partition_rows: int = 10_000
     """Rows of a partition, the unit of work."""
+    opt_out: str | None = None
+    """A list of urls, domains, uids and digests of images (text or parquet, docs/forget.md): never fetched, and forgotten if present."""
     download: DownloadConfig = field(default_factory=DownloadConfig)
     embed: ClipConfig = field(default_factory=ClipConfig)
+    duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
+    embed_gpus: float | None = None
+    """GPUs of each embedding worker; 0.5 lets two share one, 0 embeds on CPUs. None takes one if this machine has any."""
+    embed_threads: int = 0
+    """Threads that decode beside each embedding worker's network, on CPUs that `workers` does not count; 0: 8 with a GPU, else 1."""
     filters: tuple[str, ...] = tuple(FILTERS)
     """Names in filters/catalog.py."""
+    rules: tuple[Rule, ...] = ()
+    """What captions and images must be like besides (docs/selection.md); every one that a pair breaks is a reason to drop it."""
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     labels: str | None = None
     """A table (parquet or CSV) that answers instead of people: uid or url, and a column of 0 / 1 / empty for each filter."""
     label_store: str | None = None
@@ -71,6 +84,7 @@ class RunConfig:
         for name in self.filters:
             if name not in FILTERS:
                 raise ConfigError(f"filters: there is no filter {name!r}. Choose from: {', '.join(FILTERS)}")
+        check_rules(self.rules)
         for name in self.imports:
             if name not in self.filters:
                 raise ConfigError(f"imports: {name!r} is not one of this run's filters ({', '.join(self.filters)})")
@@ -84,9 +98,11 @@ class RunConfig:
         for name in (*self.train_data, *self.sample_weights):
             if name not in self.train:
                 raise ConfigError(f"train_data, sample_weights: {name!r} is not one of the recipes in train ({', '.join(self.train)})")
-        for setting in ("workers", "train_workers"):
+        for setting in ("workers", "embed_threads", "train_workers"):
             if getattr(self, setting) < 0:
                 raise ConfigError(f"{setting} must be 0 or more, got {getattr(self, setting)}")
+        if self.embed_gpus is not None and self.embed_gpus < 0:
+            raise ConfigError(f"embed_gpus must be 0 or more, got {self.embed_gpus}")
         if self.partition_rows < 1:
             raise ConfigError(f"partition_rows must be at least 1, got {self.partition_rows}")
 
@@ -160,7 +176,7 @@ def _settings_in(kind: Any) -> Any:
     return kind if dataclasses.is_dataclass(kind) else next((one for one in inner if dataclasses.is_dataclass(one)), kind)
 
 
-PATHS = ("workspace", "manifest", "labels", "label_store")
+PATHS = ("workspace", "manifest", "labels", "label_store", "opt_out")
 
 
 def _rooted(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -179,6 +195,9 @@ def _rooted(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             else data
             for recipe, data in result["train_data"].items()
         }
+    found = result.get("duplicates")
+    if isinstance(found, dict) and isinstance(found.get("references"), dict):
+        result["duplicates"] = {**found, "references": {name: rooted(path) for name, path in found["references"].items()}}
     embed = result.get("embed")
     if isinstance(embed, dict) and "weights" in embed:
         result["embed"] = {**embed, "weights": rooted(embed["weights"])}

@@ -1,11 +1,10 @@
-"""Near-duplicates and contamination. What is done is in filters/duplicate_stage.py; features of evaluation sets are of models/references.py."""
+"""Near-duplicates and contamination: what is done is in filters/duplicate_stage.py, features of evaluation sets in models/references.py."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from filters import duplicate_stage
 from filters.duplicate_stage import CONTAMINATION, GROUPS, find_contamination, find_duplicates
-from filters.learning import FilterRun
 from models import references
 from models.clip_embedder import Weights, resolve_weights
 from models.embedding import feature_digest
@@ -39,18 +38,18 @@ def duplicates_stage(config: RunConfig) -> StageRun:
                     counts=counts, seconds=time.monotonic() - began)  # fmt: skip
 
 
-def settle_duplicates(
-    storage: Storage, config: RunConfig, runs: list[FilterRun], raw: Mapping[str, str], embedded: Mapping[str, str]
-) -> dict[str, str] | None:
-    """Part of `score`: what the decision log must know of other images. See filters/duplicate_stage.py."""
-    contaminated = upstream.outputs(storage, CONTAMINATION, sorted(embedded)) if config.duplicates.references else {}
+def settle_duplicates(storage: Storage, config: RunConfig, works: Sequence[Work], partitions: Sequence[str]) -> dict[str, str] | None:
+    """Part of `score`: what the decision log must know of other images. See filters/duplicate_stage.py.
+
+    Args:
+        works: what scoring would do if no image had a copy.
+    """
+    contaminated = upstream.outputs(storage, CONTAMINATION, list(partitions)) if config.duplicates.references else {}
     if not contaminated:
-        find_contamination(storage, config.duplicates, embedded, {})
+        find_contamination(storage, config.duplicates, {}, {})
     if config.duplicates.mode != "off":
         upstream.outputs(storage, GROUPS)
-    return duplicate_stage.settle_duplicates(
-        storage, config.duplicates, runs, raw=raw, embedded=embedded, contaminated=contaminated, workers=config.num_workers
-    )
+    return duplicate_stage.settle_duplicates(storage, config.duplicates, works, contaminated=contaminated, workers=config.num_workers)
 
 
 def _embed_references(storage: Storage, config: RunConfig, weights: Weights) -> StageRun:

@@ -1,5 +1,6 @@
 """From features to filtered shards: fit, score, shard. What they do is in filters/ and winnow/shards.py."""
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +15,7 @@ from models.clip_embedder import ClipConfig, Weights, loaded_clip, resolve_weigh
 from models.embedding import feature_digest
 from tasks import upstream
 from tasks.config import RunConfig
+from tasks.duplicates import settle_duplicates
 from tasks.policy import stage_task
 from winnow import resharding, shards
 from winnow.errors import ConfigError
@@ -74,12 +76,9 @@ def score_stage(config: RunConfig) -> StageRun:
     scoring.check_features(storage, runs, feature_digest(config.embed, resolve_weights(config.embed).sha256))
     with LabelStore.open(label_store_path(storage, config)) as store:
         write_reported(storage, store.blocked(), partitions)
-    works = scoring.score_works(
-        storage,
-        runs,
-        raw=upstream.outputs(storage, "download", partitions),
-        embedded=upstream.outputs(storage, "embed", partitions),
-    )
+    raw, embedded = upstream.outputs(storage, "download", partitions), upstream.outputs(storage, "embed", partitions)
+    works_of = functools.partial(scoring.score_works, storage, runs, raw=raw, embedded=embedded)
+    works = works_of(copies=settle_duplicates(storage, config, list(works_of()), partitions))
     scoring.write_filters_json(storage, runs)
     return run_step(scoring.score_partition, works, storage, stage="score", version=scoring.VERSION, workers=config.num_workers)
 

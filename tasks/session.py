@@ -7,8 +7,11 @@ from collections.abc import Iterator
 
 from models.clip_embedder import resolve_weights
 from models.embedding import folder_images
+from models.references import reference_digest
 from tasks.config import RunConfig, plain
 from winnow.errors import ConfigError
+from winnow.forget_match import read_list
+from winnow.forgotten import open_events
 from winnow.manifest import load_manifest
 from winnow.partitions import stop_ray
 from winnow.storage import Storage
@@ -36,10 +39,19 @@ def session(config: RunConfig) -> Iterator[Storage]:
         _held.add(storage.url)
         try:
             storage.write_text("run.json", json.dumps(plain(config), sort_keys=True, indent=1) + "\n")
+            _complete_forgetting(storage, config)
             yield storage
         finally:
             _held.discard(storage.url)
             stop_ray()
+
+
+def _complete_forgetting(storage: Storage, config: RunConfig) -> None:
+    """What was to be forgotten goes before anything is done with what there is: a call that should have done it was killed."""
+    if open_events(storage):
+        from tasks.forgetting import complete  # it needs stages, which most commands do not
+
+        complete(storage, config)
 
 
 def wait_seconds() -> float:
@@ -64,6 +76,10 @@ def preflight(config: RunConfig) -> None:
     resolve_weights(config.embed)
     if config.labels is not None and not Storage(config.labels).exists(""):
         raise ConfigError(f"labels: there is no table {config.labels}")
+    for source in config.duplicates.references.values():
+        reference_digest(source)
+    if config.opt_out is not None:
+        read_list(config.opt_out)
     for name, folder in config.imports.items():
         if not folder_images(folder):
             raise ConfigError(f"imports: the folder {folder} for {name} is empty")

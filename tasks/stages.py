@@ -1,6 +1,7 @@
 """Every stage by its name, as a plain function of the run's config: in the order in which they run."""
 
 from tasks.data import download_stage, embed_stage, manifest_stage
+from tasks.duplicates import duplicates_stage
 from tasks.evaluation import regurgitation_stage, report_stage, sample_stage
 from tasks.filtering import fit_stage, score_stage, shard_stage
 from tasks.policy import Stage
@@ -11,6 +12,7 @@ STAGES: dict[str, Stage] = {
     "manifest": manifest_stage,
     "download": download_stage,
     "embed": embed_stage,
+    "duplicates": duplicates_stage,
     "fit": fit_stage,
     "score": score_stage,
     "shard": shard_stage,
