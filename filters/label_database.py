@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,50 @@ class LabelDatabase:
             raise
         except exc.DBAPIError as problem:
             raise ConfigError(f"label store {self.where} cannot be used: {problem.orig}") from problem
+
+    @contextlib.contextmanager
+    def guards_lifted(self, connection: "Connection", names: Sequence[str]) -> Iterator[None]:
+        """Within a writing transaction, tables that only grow may be changed; their guards stand again when it ends, however it ends."""
+        from sqlalchemy import text
+
+        if self.dialect == "postgresql":
+            for table in names:
+                connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER USER"))
+            yield
+            for table in names:
+                connection.execute(text(f"ALTER TABLE {table} ENABLE TRIGGER USER"))
+            return
+        guards = connection.execute(text("SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")).all()
+        lifted = [guard for guard in guards if guard.tbl_name in names]
+        for guard in lifted:
+            connection.execute(text(f"DROP TRIGGER {guard.name}"))
+        yield
+        for guard in lifted:
+            connection.exec_driver_sql(guard.sql)
+
+    def scrub(self) -> None:
+        """Leaves nothing of changed and removed rows in the database's file. (Postgres does that by itself, in time.)
+
+        Raises:
+            ConfigError: somebody else holds the store.
+        """
+        if self.dialect != "sqlite":
+            return
+        raw = self._engine.raw_connection()
+        try:
+            cursor = raw.cursor()
+            cursor.execute("VACUUM")
+            busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.OperationalError as problem:
+            raise ConfigError(
+                f"label store {self.where} cannot be rewritten: {problem}. Close the label page, and run this again."
+            ) from problem
+        finally:
+            raw.close()
+        if busy:
+            raise ConfigError(
+                f"label store {self.where} is being read: what was removed still stands in its log. Close the label page, and run this again."
+            )
 
     def _migrate(self) -> None:
         from sqlalchemy import exc, text

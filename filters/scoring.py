@@ -11,15 +11,18 @@ import pyarrow as pa
 
 from filters.decision_values import Scorer
 from filters.learning import FilterRun
+from filters.ruling import limits_of, ruled
 from filters.search import read_features, read_withdrawn
 from filters.svm import svm_from_bytes
-from winnow.decisions import schema, score_column
+from winnow.decisions import schema, score_column, value_column
 from winnow.digests import digest
 from winnow.duplicates import copy_reasons
 from winnow.errors import ConfigError, ConservationError
+from winnow.forgotten import SLUGS
 from winnow.partitions import Outcome
 from winnow.receipts import Work
 from winnow.reported import REASON, read_reported
+from winnow.rules import RuleUsed
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import decisions, embeddings, filter_folder, manifest_part, raw_table
@@ -47,6 +50,8 @@ def score_works(
     raw: Mapping[str, str],
     embedded: Mapping[str, str],
     copies: Mapping[str, str] | None = None,
+    rules: Sequence[RuleUsed] = (),
+    similarity: Mapping[str, str] | None = None,
 ) -> Iterator[Work]:
     """What each partition's decisions depend on.
 
@@ -54,6 +59,8 @@ def score_works(
         raw: partition -> output digest of its download.
         embedded: partition -> output digest of its embedding.
         copies: partition -> digest of what is known of its near-duplicates, where they were looked for.
+        rules: with their limits.
+        similarity: partition -> output digest of how well captions fit, where a rule needs it.
     """
     withdrawn, reported = read_withdrawn(storage), read_reported(storage)
     filters = filters_used(storage, runs)
@@ -66,7 +73,9 @@ def score_works(
         }
         if copies is not None:
             inputs["copies"] = copies[partition]
-        yield Work(name=partition, inputs=inputs, arguments={"filters": filters})
+        if similarity:
+            inputs["similarity"] = similarity[partition]
+        yield Work(name=partition, inputs=inputs, arguments={"filters": filters, **({"rules": limits_of(rules)} if rules else {})})
 
 
 def check_features(storage: Storage, runs: Sequence[FilterRun], feature_digest: str) -> None:
@@ -107,24 +116,32 @@ def write_filters_json(storage: Storage, runs: Sequence[FilterRun]) -> None:
         storage.write_text(FILTERS_USED, content)
 
 
-def score_partition(storage: Storage, name: str, *, filters: Sequence[Mapping[str, Any]], device: str = "cpu") -> Outcome:
+def score_partition(
+    storage: Storage, name: str, *, filters: Sequence[Mapping[str, Any]], rules: Sequence[Mapping[str, Any]] = (), device: str = "cpu"
+) -> Outcome:
     """Writes decisions/<name>.parquet: a row for every listed uid. Withdrawn ones are left out, reported ones are dropped.
 
     Raises:
         ConservationError: manifest, download and embedding do not speak of the same samples.
     """
-    decided = decide(storage, name, filters, copy_reasons(storage, name), device)
+    decided = decide(storage, name, filters, copy_reasons(storage, name), rules, device)
     write_table(storage, decisions(name), decided.table)
     return Outcome(outputs=(decisions(name),), counts=decided.counts)
 
 
 def decide(
-    storage: Storage, name: str, filters: Sequence[Mapping[str, Any]], copies: Mapping[str, Sequence[str]], device: str = "cpu"
+    storage: Storage,
+    name: str,
+    filters: Sequence[Mapping[str, Any]],
+    copies: Mapping[str, Sequence[str]],
+    rules: Sequence[Mapping[str, Any]] = (),
+    device: str = "cpu",
 ) -> Decided:
     """The verdict on every listed sample of a partition, not written anywhere.
 
     Args:
         copies: uid -> further reasons to drop it, which have to do with other images.
+        rules: of caption and image, as `limits_of` gives them.
     """
     withdrawn = read_withdrawn(storage).get(name, frozenset())
     reported = read_reported(storage).get(name, frozenset())
@@ -142,6 +159,8 @@ def decide(
         raise ConfigError(f"{embeddings(name)}: {problem}") from problem
     dropped = scores >= np.array(thresholds)
     names = [entry["name"] for entry in filters]
+    used = [RuleUsed(**{**rule, "any_of": tuple(rule.get("any_of", ()))}) for rule in rules]
+    by_rules = ruled(storage, name, used, found.uids) if used else {}
     row_of = {uid: row for row, uid in enumerate(found.uids)}
     verdicts, reasons, rows = [], [], []
     uids = sorted(uid for uid in listed if uid not in withdrawn)
@@ -149,10 +168,13 @@ def decide(
         row = row_of.get(uid)
         rows.append(row)
         if row is None:
-            verdicts.append("failed")
-            reasons.append([cause[uid] or "embed:undecodable"])
+            reason = cause[uid] or "embed:undecodable"
+            slug = reason.removeprefix("download:")
+            verdicts.append("dropped" if slug in SLUGS else "failed")
+            reasons.append([slug if slug in SLUGS else reason])
         else:
             reasons.append([filter_name for filter_name, drops in zip(names, dropped[row], strict=True) if drops])
+            reasons[-1] += by_rules[uid][1] if used else []
             if uid in reported:
                 reasons[-1].append(REASON)
             reasons[-1] += copies.get(uid, ())
@@ -160,16 +182,19 @@ def decide(
     columns = {"uid": uids, "verdict": verdicts, "reasons": reasons}
     for column, filter_name in enumerate(names):
         columns[score_column(filter_name)] = [None if row is None else float(scores[row, column]) for row in rows]
+    for column, rule in enumerate(used):
+        columns[value_column(rule.name)] = [by_rules[uid][0][column] if uid in by_rules else None for uid in uids]
     counts = {verdict: verdicts.count(verdict) for verdict in ("kept", "dropped", "failed")}
+    counts |= {slug: number for slug in SLUGS if (number := sum(of_one == [slug] for of_one in reasons))}
     if reported:
         counts[REASON] = sum(REASON in of_one for of_one in reasons)
-    for filter_name in names:
+    for filter_name in [*names, *(rule.name for rule in used)]:
         counts[f"dropped_by_{filter_name}"] = sum(
             filter_name in of_one for of_one, v in zip(reasons, verdicts, strict=True) if v == "dropped"
         )
     for kind in sorted({reason.partition(":")[0] for of_one in copies.values() for reason in of_one}):
         counts[f"dropped_as_{kind}"] = sum(any(reason.partition(":")[0] == kind for reason in of_one) for of_one in reasons)
-    return Decided(uids=uids, verdicts=verdicts, counts=counts, table=pa.table(columns, schema=schema(names)))
+    return Decided(uids=uids, verdicts=verdicts, counts=counts, table=pa.table(columns, schema=schema(names, used)))
 
 
 @lru_cache(maxsize=2)

@@ -24,6 +24,7 @@ from models.crops import cut, decode, difference_hash, luminance, opencv_version
 from models.precision import device_kind
 from winnow.digests import digest
 from winnow.errors import CheckpointError, ConfigError
+from winnow.forgotten import forgotten_uids
 from winnow.partitions import Outcome
 from winnow.storage import Storage
 from winnow.tables import write_table
@@ -63,16 +64,20 @@ def embed_partition(
     return Outcome(outputs=(path,), counts=counts, facts=_facts(clip))
 
 
-def embed_folder(storage: Storage, name: str, *, folder: str, config: ClipConfig, weights_sha256: str, weights_path: str) -> Outcome:
+def embed_folder(
+    storage: Storage, name: str, *, folder: str, config: ClipConfig, weights_sha256: str, weights_path: str, threads: int = 0
+) -> Outcome:
     """Features of a folder of images, for a filter whose positives are curated: `imports/<filter>.parquet`. A uid is the hash of the bytes.
 
     Raises:
         ConfigError: the folder holds no image that can be decoded.
     """
     clip = _clip(config, weights_sha256, weights_path)
-    files = folder_images(folder)
+    gone = forgotten_uids(storage).get(f"imports/{name}", {})
+    files = {uid: file for uid, file in folder_images(folder).items() if uid not in gone}
     names = {uid: file.name for uid, file in files.items()}
-    table, counts = embed_table(clip, ((uid, file.read_bytes()) for uid, file in files.items()), config.batch_crops)
+    samples = ((uid, file.read_bytes()) for uid, file in files.items())
+    table, counts = embed_table(clip, samples, config.batch_crops, threads=threads)
     if table.num_rows == 0:
         raise ConfigError(f"{folder} holds no image that can be decoded; {name} needs its curated positives there (imports: in the config)")
     table = table.append_column("name", pa.array([names[uid] for uid in table["uid"].to_pylist()], pa.string()))

@@ -15,6 +15,7 @@ from models.embedding import embed_folder, embed_partition, folder_images
 from models.precision import bfloat16_advice
 from tasks import upstream
 from tasks.config import RunConfig
+from tasks.opting_out import heed_opt_outs
 from tasks.policy import stage_task
 from winnow import download as downloading
 from winnow.digests import digest
@@ -37,6 +38,7 @@ def manifest_stage(config: RunConfig) -> StageRun:
     began = time.monotonic()
     storage = open_workspace(config.workspace)
     summary = build_manifest(storage, load_manifest(config.manifest), partition_rows=config.partition_rows)
+    heed_opt_outs(storage, config)
     counts = {"listed": summary.listed, "new": summary.new, "duplicates": summary.duplicates, "withdrawn": summary.withdrawn}
     return StageRun(stage="manifest", partitions=(), ran=summary.new_partitions, skipped=summary.partitions - summary.new_partitions,
                     counts=counts, seconds=time.monotonic() - began)  # fmt: skip
@@ -51,7 +53,9 @@ def download_stage(config: RunConfig) -> StageRun:
     forget_later(storage, earlier, partitions)
     now = time.time()
     due = [name for name, entry in earlier.items() if entry.is_due(config.download.later, now)]
-    return _download(storage, config, partitions, earlier, {name: {"again": (PASSING,)} for name in due})
+    result = _download(storage, config, partitions, earlier, {name: {"again": (PASSING,)} for name in due})
+    heed_opt_outs(storage, config)  # only now are the images' digests known
+    return result
 
 
 def retry_stage(config: RunConfig, causes: tuple[str, ...]) -> StageRun:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from winnow.download_config import DownloadConfig
 from winnow.fetching import IMG2DATASET, Web, failed, fetch
+from winnow.forgotten import slug_of
 from winnow.guard import FetchError, check_url, guarded, is_passing
 from winnow.journal import SETTLED, Fetched, Journal, journal_of
 from winnow.later import Later, write_later
@@ -172,6 +173,9 @@ def _is_pending(journal: Journal, uid: str, retries: int) -> bool:
 
 def _settle(row: Mapping[str, Any], journal: Journal) -> None:
     """If the url alone says that it will not be fetched."""
+    if slug := slug_of(row["url"]):
+        journal.add(row["uid"], failed(slug), settled=True)
+        return
     try:
         check_url(row["url"])
     except FetchError as problem:

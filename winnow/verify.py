@@ -14,6 +14,7 @@ from winnow.findings import Finding, Ledger
 from winnow.progress import Progress
 from winnow.run_files import datasets, partitions
 from winnow.storage import Storage
+from winnow.verify_forgotten import check_forgotten
 from winnow.verify_receipts import check_indexes, check_lineage, check_receipts, check_strays
 from winnow.verify_report import check_regurgitation, check_report
 from winnow.verify_verdicts import check_certificates, check_verdicts
@@ -24,6 +25,7 @@ CHECKS = {
     "lineage": "every stage was made from what the stage before it left",
     "indexes": "index files agree with what they list",
     "conservation": "listed = failed + dropped + kept, each uid once",
+    "forgotten": "what was forgotten is nowhere, and every other uid is the hash of its url and caption",
     "certificates": "thresholds follow from the labels, scores of labels from the machines",
     "verdicts": "verdicts follow from scores and thresholds, scores from features (a sample)",
     "regurgitation": "the summary of closest pairs follows from the pairs",
@@ -58,12 +60,13 @@ def verify(storage: Storage) -> Verification:
         "lineage": lambda progress: check_lineage(storage, names, ledger, progress),
         "indexes": lambda progress: check_indexes(storage, digests, ledger),
         "conservation": lambda progress: _conservation(storage, ledger, progress),
+        "forgotten": lambda progress: check_forgotten(storage, names, ledger, progress),
         "certificates": lambda progress: check_certificates(storage, ledger),
         "verdicts": lambda progress: check_verdicts(storage, names, ledger, progress),
         "regurgitation": lambda progress: check_regurgitation(storage, ledger),
         "report": lambda progress: check_report(storage, ledger),
     }
-    totals = {"lineage": len(names), "conservation": len(names) + num_shards, "verdicts": len(names)}
+    totals = {"lineage": len(names), "forgotten": len(names), "conservation": len(names) + num_shards, "verdicts": len(names)}
     for check, step in steps.items():
         with Progress(f"verify {check}", total=totals.get(check, 1), unit="parts") as progress, ledger.reading(check, check):
             step(progress)

@@ -8,6 +8,7 @@ import numpy as np
 from winnow.certificates import HELD_OUT_SCORE, read_certificate, recompute
 from winnow.decisions import coarsened, score_column
 from winnow.findings import Ledger
+from winnow.forgotten import SLUGS
 from winnow.machines import TOLERANCE, Machine, feature_rows, read_machine
 from winnow.progress import Progress
 from winnow.reported import REASON, read_reported
@@ -113,7 +114,11 @@ def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filt
     said = (row["verdict"], sorted(row["reasons"] or []))
     if raw is None:
         return "has a decision but no row in raw/"
-    if raw["status"] != "downloaded":
+    if raw["status"] != "downloaded" and raw["cause"] in SLUGS:
+        due = ("dropped", [raw["cause"]])
+        if any(value is not None for key, value in row.items() if key.startswith("score_")):
+            return "was forgotten, but has scores"
+    elif raw["status"] != "downloaded":
         due = ("failed", [f"download:{raw['cause'] or 'unknown'}"])
     elif not embedded:
         due = ("failed", ["embed:undecodable"])

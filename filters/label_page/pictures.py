@@ -14,7 +14,7 @@ from winnow.errors import WinnowError
 from winnow.images import ImageLimits, ImageRefused, check_image
 from winnow.storage import Storage
 from winnow.tables import read_table
-from winnow.tars import find_members
+from winnow.tars import BLOCK, find_members
 from winnow.workspace import manifest_part, raw_tar
 
 LIMITS = ImageLimits(max_pixels=100_000_000, min_side_px=1, max_aspect_ratio=1e6)
@@ -96,8 +96,14 @@ class Pictures:
             if place is None:
                 raise PictureMissing("it was not downloaded")
             with self._storage.open(raw_tar(partition)) as stream:
-                stream.seek(place[0])
-                return stream.read(place[1])
+                stream.seek(place[0] - BLOCK)
+                # Its header is read along: samples that were forgotten meanwhile have moved the others.
+                header, content = stream.read(BLOCK), stream.read(place[1])
+            if header[:100].rstrip(b"\0").decode("ascii", "replace") != f"{uid}.{extension}":
+                with self._lock:
+                    self._places.pop(partition, None)
+                raise PictureMissing("the shard it lies in was changed just now; try again")
+            return content
         except OSError as problem:
             raise PictureMissing("the shard it lies in cannot be read") from problem
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from winnow.conservation import Conservation
+from winnow.forgotten import SLUGS
 from winnow.receipts import FOLDER, read_receipts
 from winnow.run_files import manifest_index
 from winnow.storage import Storage
@@ -64,13 +65,15 @@ def explain_cause(reason: str) -> str:
 def gather_counts(storage: Storage, found: Conservation) -> dict[str, Any]:
     index = manifest_index(storage)
     download_failed = sum(count for cause, count in found.failed_by_cause.items() if cause.startswith("download:"))
+    # Dropped without having been looked at, or as if they never had been.
+    forgotten = sum(found.dropped_by_reasons.get(slug, 0) for slug in SLUGS)
     return {
         "listed": found.listed,
         "duplicates": index["duplicates"],
         "withdrawn": index["withdrawn"],
         "undecided": found.listed - found.failed - found.dropped - found.kept,
-        "downloaded": found.failed - download_failed + found.dropped + found.kept,
-        "embedded": found.dropped + found.kept,
+        "downloaded": found.failed - download_failed + found.dropped - forgotten + found.kept,
+        "embedded": found.dropped - forgotten + found.kept,
         "failed": found.failed,
         "failed_by_cause": found.failed_by_cause,
         "dropped": found.dropped,
