@@ -7,6 +7,7 @@ from tasks.data import download, embed, manifest
 from tasks.duplicates import duplicates
 from tasks.filtering import fit, score, shard
 from tasks.relabelling import drift, tell_drift
+from tasks.selection import similarity, weigh
 from tasks.session import session
 
 
@@ -18,8 +19,10 @@ def curate(config: RunConfig) -> None:
         download(config)
         embed(config)
         duplicates(config)
+        similarity(config)
         fit(config)
         score(config)
         shard(config)
+        weigh(config)
         drift(config)
         tell_drift(config)

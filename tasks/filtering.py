@@ -17,6 +17,7 @@ from tasks import upstream
 from tasks.config import RunConfig
 from tasks.duplicates import settle_duplicates
 from tasks.policy import stage_task
+from tasks.selection import settled_rules
 from winnow import resharding, shards
 from winnow.errors import ConfigError
 from winnow.manifest import manifest_rows
@@ -77,7 +78,8 @@ def score_stage(config: RunConfig) -> StageRun:
     with LabelStore.open(label_store_path(storage, config)) as store:
         write_reported(storage, store.blocked(), partitions)
     raw, embedded = upstream.outputs(storage, "download", partitions), upstream.outputs(storage, "embed", partitions)
-    works_of = functools.partial(scoring.score_works, storage, runs, raw=raw, embedded=embedded)
+    rules, similarity = settled_rules(storage, config, partitions)
+    works_of = functools.partial(scoring.score_works, storage, runs, raw=raw, embedded=embedded, rules=rules, similarity=similarity)
     works = works_of(copies=settle_duplicates(storage, config, list(works_of()), partitions))
     scoring.write_filters_json(storage, runs)
     return run_step(scoring.score_partition, works, storage, stage="score", version=scoring.VERSION, workers=config.num_workers)

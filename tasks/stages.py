@@ -6,6 +6,7 @@ from tasks.evaluation import regurgitation_stage, report_stage, sample_stage
 from tasks.filtering import fit_stage, score_stage, shard_stage
 from tasks.policy import Stage
 from tasks.relabelling import drift_stage
+from tasks.selection import similarity_stage, weigh_stage
 from tasks.training import train_stage
 
 STAGES: dict[str, Stage] = {
@@ -13,9 +14,11 @@ STAGES: dict[str, Stage] = {
     "download": download_stage,
     "embed": embed_stage,
     "duplicates": duplicates_stage,
+    "similarity": similarity_stage,
     "fit": fit_stage,
     "score": score_stage,
     "shard": shard_stage,
+    "weigh": weigh_stage,
     "drift": drift_stage,
     "train": train_stage,
     "sample": sample_stage,

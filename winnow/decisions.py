@@ -5,10 +5,11 @@
     uid      string
     verdict  "failed" | "dropped" | "kept"
     reasons  list of slugs: "download:<cause>" or "embed:<cause>" of a failed sample (exactly one), the names of the filters
-             that drop a dropped one and "reported" if a person reported it as illegal, none of a kept one
+             and rules that drop a dropped one and "reported" if a person reported it as illegal, none of a kept one
     score_<filter>  float64 decision value, one column a filter; null for failed samples. A sample is dropped by a filter
              when its score is at or above the threshold of the filter's certificate. Scores are in full near the threshold and
              coarse far from it: see `coarsened`.
+    value_<rule>  what a rule measured (float64, or a word), one column a rule; null for failed samples. See winnow/rules.py.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from winnow.rules import RuleUsed
 
 VERDICTS = ("failed", "dropped", "kept")
 
@@ -34,11 +37,16 @@ def score_column(filter_name: str) -> str:
     return f"score_{filter_name}"
 
 
-def schema(filter_names: Iterable[str]) -> "pa.Schema":
+def value_column(rule: str) -> str:
+    return f"value_{rule}"
+
+
+def schema(filter_names: Iterable[str], rules: "Iterable[RuleUsed]" = ()) -> "pa.Schema":
     import pyarrow as pa  # here: filters/ scores with torch and numpy alone, and needs `coarsened`
 
     fields = [("uid", pa.string()), ("verdict", pa.string()), ("reasons", pa.list_(pa.string()))]
-    return pa.schema(fields + [(score_column(name), pa.float64()) for name in filter_names])
+    fields += [(score_column(name), pa.float64()) for name in filter_names]
+    return pa.schema(fields + [(value_column(rule.name), pa.string() if rule.any_of else pa.float64()) for rule in rules])
 
 
 def coarsened(scores: np.ndarray, threshold: float) -> np.ndarray:
