@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_server import faulty, s3, s3_server  # noqa: F401  # fixtures for all
+from tests.s3_server import faulty, s3, s3_behind_proxy  # noqa: F401  # fixtures for all
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -11,17 +11,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 BUCKET = "winnow"
 KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret-never-to-be-seen", "AWS_DEFAULT_REGION": "us-east-1"}
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>please</Message></Error>"
+ANSWERS = {
+    "503": (b"503 Slow Down", b"<Error><Code>SlowDown</Code><Message>please</Message></Error>"),
+    "403": (b"403 Forbidden", b"<Error><Code>InvalidAccessKeyId</Code><Message>who are you</Message></Error>"),
+}
 
 Plan = Callable[[str], "str | float | None"]
-"""Request line -> what happens: None passes, "503", "reset", "cut" (half the answer), "lost" (done, but its answer is lost),
+"""Request line -> what happens: None passes, "503" or "403", "reset", "cut" (half the answer), "lost" (done, but its answer is lost),
 "ignorant" (conditions are overlooked), or seconds of delay."""
 
 
@@ -35,16 +38,20 @@ class S3Server:
     def port(self) -> int:
         return int(self.endpoint.rpartition(":")[2])
 
-    def client(self) -> Any:
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        """Another way to the server than the one that is tested."""
         import boto3
 
-        return boto3.client(
+        client = boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=KEYS["AWS_DEFAULT_REGION"],
             aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
         )
+        with contextlib.closing(client):
+            yield client
 
 
 @contextlib.contextmanager
@@ -60,7 +67,7 @@ def serving_s3() -> Iterator[S3Server]:
             assert process.poll() is None, "moto did not start"
             time.sleep(0.05)
         server = S3Server(endpoint=f"http://127.0.0.1:{port}")
-        with contextlib.closing(server.client()) as client:
+        with server.client() as client:
             client.create_bucket(Bucket=BUCKET)
         yield server
     finally:
@@ -68,30 +75,9 @@ def serving_s3() -> Iterator[S3Server]:
         process.wait(10)
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    with serving_s3() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The server, with the surroundings that lead to it."""
-    for name, value in (KEYS | {"AWS_ENDPOINT_URL": s3_server.endpoint}).items():
-        monkeypatch.setenv(name, value)
-    yield s3_server
-
-
 def fresh_url() -> str:
     """A folder of the bucket that no other test uses."""
     return f"s3://{BUCKET}/{uuid.uuid4().hex[:12]}/run"
-
-
-def forget_filesystems() -> None:
-    """fsspec keeps filesystems by their arguments, and those of the store behind the proxy have the same."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
@@ -137,8 +123,8 @@ class _Handler(socketserver.BaseRequestHandler):
         self.server.seen.append(line)
         if action == "reset":
             return _reset(client)
-        if action == "503":
-            return _busy(client, b"" if line.startswith("HEAD") else SLOW_DOWN)
+        if action in ANSWERS:
+            return _answer(client, ANSWERS[str(action)], with_body=not line.startswith("HEAD"))
         if isinstance(action, int | float) and self.server.stopped.wait(action):
             return None
         if action == "ignorant":
@@ -159,9 +145,10 @@ def _reset(client: socket.socket) -> None:
     client.close()
 
 
-def _busy(client: socket.socket, body: bytes) -> None:
+def _answer(client: socket.socket, answer: tuple[bytes, bytes], *, with_body: bool) -> None:
+    status, body = answer[0], answer[1] if with_body else b""
     client.settimeout(0.2)
-    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body))
+    client.sendall(b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body))
     client.shutdown(socket.SHUT_WR)
     with contextlib.suppress(OSError):
         while client.recv(65536):  # or the client would see a reset
@@ -179,43 +166,50 @@ def _pump(source: socket.socket, sink: socket.socket, half: bool = False) -> Non
 
 
 @dataclass
-class Faults:
-    """Turns a proxy's faults on and off, and counts them."""
-
-    plan: Plan = field(default=lambda line: None)
-
-    def __call__(self, line: str) -> "str | float | None":
-        return self.plan(line)
-
-
-@dataclass
 class FaultyStore:
-    """The server behind a proxy."""
+    """The server behind a proxy whose faults a test turns on."""
 
+    server: S3Server
     proxy: FaultProxy
-    faults: Faults
 
     @contextlib.contextmanager
     def doing(self, plan: Plan) -> Iterator[None]:
         """This becomes of every request for a while."""
-        self.faults.plan = plan
+        self.proxy.plan = plan
         try:
             yield
         finally:
-            self.faults.plan = lambda line: None
+            self.proxy.plan = _pass
+
+
+def _pass(line: str) -> None:
+    return None
+
+
+@pytest.fixture(scope="session")
+def s3_behind_proxy() -> Iterator[FaultyStore]:
+    # One address for all tests: fsspec keeps filesystems by their arguments, and to make one costs half a second.
+    with serving_s3() as server:
+        proxy = FaultProxy(server.port, _pass)
+        yield FaultyStore(server=server, proxy=proxy)
+        proxy.close()
 
 
 @pytest.fixture
-def faulty(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
-    """The server behind a proxy whose faults a test turns on. Operations have 3 s, so that silence is soon told."""
-    faults = Faults()
-    proxy = FaultProxy(s3_server.port, faults)
-    for name, value in (KEYS | {"AWS_ENDPOINT_URL": proxy.endpoint, "WINNOW_STORAGE_SECONDS": "3"}).items():
+def s3(s3_behind_proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, with the surroundings that lead to it."""
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL": s3_behind_proxy.proxy.endpoint}).items():
         monkeypatch.setenv(name, value)
-    forget_filesystems()
-    yield FaultyStore(proxy=proxy, faults=faults)
-    forget_filesystems()
-    proxy.close()
+    return s3_behind_proxy.server
+
+
+@pytest.fixture
+def faulty(s3: S3Server, s3_behind_proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """The server behind a proxy whose faults a test turns on. A request is answered within a second, or counts as lost."""
+    monkeypatch.setenv("WINNOW_STORAGE_SECONDS", "4")
+    s3_behind_proxy.proxy.seen.clear()
+    yield s3_behind_proxy
+    s3_behind_proxy.proxy.plan = _pass
 
 
 def surroundings(endpoint: str) -> dict[str, str]:

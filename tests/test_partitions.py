@@ -1,7 +1,9 @@
 """Running a step over partitions: what is done again, what is skipped, what a failure or a kill leaves."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,7 +148,80 @@ def test_a_kill_leaves_no_receipt_and_the_redo_gives_the_same(storage: Storage, 
     assert run(storage, works("a", word="new")).outputs == before
 
 
+def test_a_full_disk_ends_the_stage_at_once_and_names_what_it_was_doing(storage: Storage) -> None:
+    def step(storage: Storage, name: str) -> Outcome:
+        if name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device", "/scratch/work-1/shard.tar")
+        return note(storage, name)
+
+    with pytest.raises(
+        StepFailed,
+        match=r"1 of 4 .* 1 are done\. First, b: DiskFull: no space left for note of b in /scratch/work-1/shard\.tar .*Make room",
+    ):
+        run(storage, works("a", "b", "c", "d"), step)
+    assert runs(storage) == {"a": 1}
+    assert run(storage, works("a", "b", "c", "d")).ran == 3
+
+
+def test_memory_that_does_not_suffice_fails_one_partition_and_says_what_helps(storage: Storage) -> None:
+    def step(storage: Storage, name: str) -> Outcome:
+        if name == "b":
+            raise MemoryError("Unable to allocate 9 TiB")
+        return note(storage, name)
+
+    with pytest.raises(
+        StepFailed, match=r"1 of 3 .* 2 are done\. First, b: NotEnoughMemory: not enough memory for note of b .*9 TiB.*workers"
+    ):
+        run(storage, works("a", "b", "c"), step)
+
+
+FULL_DISK = """
+import resource, sys
+from winnow.errors import StepFailed
+from winnow.partitions import Outcome, run_step
+from winnow.receipts import Work
+from winnow.storage import Storage
+def step(storage, name):
+    with storage.scratch() as scratch:
+        with open(scratch / "big", "wb") as stream:
+            stream.write(bytes(200_000))
+        return Outcome.of(storage.put(scratch / "big", f"out/{name}"))
+if sys.argv[2] == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    run_step(step, [Work(name=name, inputs={}) for name in "ab"], Storage(sys.argv[1]), stage="s", version=1)
+except StepFailed as problem:
+    sys.exit(str(problem))
+"""
+
+
+def test_a_run_goes_on_when_there_is_room_again(storage: Storage) -> None:
+    def start(how: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", FULL_DISK, storage.url, how], capture_output=True, text=True)
+
+    full = start("full")
+    message = f"0 are done. First, a: DiskFull: no space left for s of a in {storage.url}/.tmp (File too large). Make room"
+    assert full.returncode == 1 and message in full.stderr
+    assert "Traceback" not in full.stderr and storage.names("out") == []
+    assert start("room").returncode == 0
+    assert (storage.names("out"), storage.size("out/a")) == (["a", "b"], 200_000)
+
+
 # On Ray
+
+
+def killed_for_memory(storage: Storage, name: str, **unused: Any) -> Outcome:
+    """What the kernel does to a process when memory has run out."""
+    if name == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return note(storage, name)
+
+
+@pytest.mark.slow
+def test_on_ray_a_partition_whose_workers_are_killed_fails_alone(storage: Storage, ray_cluster: int) -> None:
+    with pytest.raises(StepFailed, match=r"1 of 3 partitions failed, 2 are done\. First, b: its worker .* 2 times .*out of memory\?"):
+        run(storage, works("a", "b", "c"), killed_for_memory, workers=ray_cluster, retries=1)
+    assert run(storage, works("a", "b", "c"), workers=ray_cluster).ran == 1
 
 
 def dies_once(storage: Storage, name: str, **unused: Any) -> Outcome:

@@ -118,7 +118,8 @@ def run_step(
             what it gets as `forget_old`, as it must before it overwrites anything.
 
     Raises:
-        StepFailed: some partitions failed; all others were tried and are done.
+        StepFailed: some partitions failed; all others were tried and are done, unless the cause was common to all.
+        WorkspaceLost: another run has taken over the workspace.
         ConfigError: a node of the cluster has other code, or does not see the workspace. Nothing has run.
     """
     began = time.monotonic()
@@ -153,6 +154,7 @@ def run_step(
             logger.error("%s of %s failed: %s", stage, name, result.why)
             if result.common or in_a_row >= MAX_FAILURES_IN_A_ROW:
                 break
+    storage.ensure_held()
     if failed:
         first = next(iter(sorted(failed.items())))
         raise StepFailed(
@@ -185,7 +187,7 @@ def perform(
     if owner is not None:
         check_node(owner, storage)
     forget(storage, stage, stale)
-    with telling_full_disks(f"{stage} of {work.name}"), _telling_memory(f"{stage} of {work.name}"):
+    with telling_full_disks(f"{stage} of {work.name}", storage.scratch_parent), _telling_memory(f"{stage} of {work.name}"):
         outcome = step(storage, work.name, **work.arguments, **work.unhashed)
     if owner is not None and owner.is_gone():
         raise StepFailed(f"{stage} of {work.name}: the run that asked for it has ended; nothing was recorded")

@@ -222,12 +222,16 @@ class Storage:
             self.store.download(self.full(path), str(copy))
             yield copy
 
+    @property
+    def scratch_parent(self) -> str:
+        """Where scratch folders are: on an object store's workspace, where TMPDIR says."""
+        return self.full(TEMPORARY) if self.is_local else tempfile.gettempdir()
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A local folder that is gone afterwards: on the workspace's own disk if that is local, so that `put` is a rename."""
-        parent: str | None = None
+        parent = self.scratch_parent
         if self.is_local:
-            parent = self.full(TEMPORARY)
             os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix="work-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
