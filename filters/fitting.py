@@ -10,6 +10,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -59,12 +60,19 @@ class FitConfig:
         return frozenset({"fit"} if self.certificate == "held_out" else {"fit", "calibrate"})
 
 
-def labelled_table(spec: FilterSpec, config: FitConfig, labels: list[Label], found: Features) -> pa.Table:
-    """Labels with features, groups and splits: the content of labelled.parquet. Labels without features are in split "missing"."""
+def labelled_table(
+    spec: FilterSpec, config: FitConfig, labels: list[Label], found: Features, bound: Mapping[str, str] | None = None
+) -> pa.Table:
+    """Labels with features, groups and splits: the content of labelled.parquet. Labels without features are in split "missing".
+
+    Args:
+        bound: uid -> group, of images that the search for near-duplicates found to be of one group.
+    """
     row_of = {uid: row for row, uid in enumerate(found.uids)}
     present = [label for label in labels if label.uid in row_of]
     rows = [row_of[label.uid] for label in present]
-    groups = near_duplicate_groups([label.uid for label in present], found.features[rows], found.dhashes[rows])
+    given = [(bound or {}).get(label.uid) for label in present]
+    groups = near_duplicate_groups([label.uid for label in present], found.features[rows], found.dhashes[rows], given)
     splits = assign_splits(
         [label.uid for label in present],
         [label.value for label in present],

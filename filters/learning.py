@@ -5,7 +5,7 @@ all that decides it. So a killed run goes on where it stopped, and with unchange
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from filters.labels import LabelStore
 from filters.plan import LabelPlan, LearnConfig
 from filters.search import Features, find_features, join_features, read_features
 from winnow.digests import SHORT, digest
+from winnow.duplicates import bound_together
 from winnow.errors import ConfigError, NotEnoughLabels
 from winnow.partitions import run_step
 from winnow.receipts import Work, list_done
@@ -132,18 +133,27 @@ def _fit(
     # A round that was cut short is asked for by the version that began it, which had not seen the round's own labels.
     later = {spec.name: frozenset() if final else batches_of_round(config, spec.name, number + 1) for spec in specs}
     labels = {name: [label for label in store.labels(name) if label.batch not in later[name]] for name in later}
-    works = {spec.name: _work(storage, spec, settings, store, labels[spec.name], feature_digest, final=final) for spec in specs}
+    bound = bound_together(storage, {label.uid for of_one in labels.values() for label in of_one})
+    works = {spec.name: _work(storage, spec, settings, store, labels[spec.name], feature_digest, bound, final=final) for spec in specs}
     standing = {(done.partition, done.fingerprint) for done in list_done(storage, stage)}
     stale = [spec for spec in specs if (spec.name, works[spec.name].fingerprint(stage, VERSION)) not in standing]
     if stale:
-        _prepare(storage, settings, stale, works, partitions, labels, final=final)
+        _prepare(storage, settings, stale, works, partitions, labels, bound, final=final)
     run_step(fit_filter, works.values(), storage, stage=stage, version=VERSION, workers=workers, prune=False)
     new = {spec.name for spec in stale}
     return {name: (work.unhashed["version"], name in new) for name, work in works.items()}
 
 
 def _work(
-    storage: Storage, spec: FilterSpec, settings: FitConfig, store: LabelStore, labels: list[Label], feature_digest: str, *, final: bool
+    storage: Storage,
+    spec: FilterSpec,
+    settings: FitConfig,
+    store: LabelStore,
+    labels: list[Label],
+    feature_digest: str,
+    bound: Mapping[str, str],
+    *,
+    final: bool,
 ) -> Work:
     unanswered: dict[str, int] = {}
     answered = {label.uid for label in labels}
@@ -156,6 +166,8 @@ def _work(
         "features": feature_digest,
         "imports": storage.sha256(imported(spec.name)) if storage.exists(imported(spec.name)) else "",
     }
+    if shared := _shared_groups(answered, bound):
+        inputs["groups"] = digest(shared)
     arguments = {
         "spec": spec,
         "config": settings,
@@ -165,6 +177,15 @@ def _work(
     }
     version = digest({"inputs": inputs, "arguments": arguments, "step": VERSION})[:SHORT]
     return Work(name=spec.name, inputs=inputs, arguments=arguments, unhashed={"version": version})
+
+
+def _shared_groups(uids: Collection[str], bound: Mapping[str, str]) -> list[list[str]]:
+    """Those of these images that are of one group. Copies of other images change no split, and so no filter."""
+    by_group: dict[str, list[str]] = {}
+    for uid in sorted(uids):
+        if uid in bound:
+            by_group.setdefault(bound[uid], []).append(uid)
+    return sorted(found for found in by_group.values() if len(found) > 1)
 
 
 def stopping_advice(storage: Storage, run: FilterRun) -> dict[str, Any]:
@@ -188,6 +209,7 @@ def _prepare(
     works: Mapping[str, Work],
     partitions: Sequence[str],
     labels: Mapping[str, list[Label]],
+    bound: Mapping[str, str],
     *,
     final: bool,
 ) -> None:
@@ -197,7 +219,7 @@ def _prepare(
     tables = {}
     for spec in specs:
         collected = read_features(storage, imported(spec.name)) if storage.exists(imported(spec.name)) else _NONE
-        tables[spec.name] = labelled_table(spec, settings, labels[spec.name], join_features([found, collected]))
+        tables[spec.name] = labelled_table(spec, settings, labels[spec.name], join_features([found, collected]), bound)
     lacking = [text for spec in specs if (text := what_is_missing(spec, settings, tables[spec.name], final=final))]
     if lacking:
         raise NotEnoughLabels(

@@ -4,16 +4,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from filters.catalog import FILTERS
 from filters.duplicate_stage import CELLS as CELL_FILES
 from filters.duplicate_stage import PAIRS, find_contamination, find_duplicates, settle_duplicates
 from filters.duplicates import DuplicateConfig
-from filters.search import read_features
+from filters.fitting import FitConfig, labelled_table
+from filters.label_records import Label
+from filters.learning import _shared_groups
+from filters.search import Features, join_features, read_features
 from tests.duplicate_world import add_images, copy_of, part_name, planted_world, write_rows
 from tests.filter_world import withdraw
 from winnow.duplicates import (
     CENTROIDS,
     CONTAMINATION,
     WAVES,
+    bound_together,
     contamination_file,
     copy_reasons,
     duplicates_file,
@@ -315,3 +320,24 @@ def test_the_same_cells_come_out_of_the_same_images(tmp_path):
         find(world, CELLS)
     assert outputs(worlds[0]) == outputs(worlds[1])
     assert CENTROIDS in outputs(worlds[0]) and ran(find(worlds[0], CELLS), CELL_FILES) == 0
+
+
+def test_images_that_the_search_found_to_be_one_picture_are_split_as_one(world):
+    find(world)
+    group = sorted(max(world.groups(), key=len))
+    others = sorted(set(world.truth) - {uid for uids in world.groups() for uid in uids})[:5]
+    bound = bound_together(world.storage, {*group, *others})
+    assert bound == dict.fromkeys(group, group[0])
+    every = join_features([read_features(world.storage, embeddings(name)) for name in world.partitions])
+    # Hashes that say nothing: the search alone knows.
+    found = Features(uids=every.uids, features=every.features, dhashes=np.random.default_rng(0).integers(0, 2**62, len(every.uids)))
+    labels = [Label(uid=uid, value=1, origin="random", batch="b") for uid in sorted((*group, *others))]
+    groups = dict(labelled_table(FILTERS["people"], FitConfig(), labels, found, bound).select(["uid", "group"]).to_pandas().to_numpy())
+    assert [groups[uid] for uid in group] == [group[0]] * len(group)
+    assert [groups[uid] for uid in others] == others
+
+
+def test_a_filter_hangs_on_groups_of_its_own_labels_alone():
+    bound = {"a": "a", "b": "a", "c": "c", "d": "c"}
+    assert _shared_groups({"a", "b", "c", "e"}, bound) == [["a", "b"]]
+    assert _shared_groups({"a", "c"}, bound) == []

@@ -10,6 +10,7 @@ references/<name>.parquet           features of an evaluation set
 contamination/<partition>.parquet   images that are near-duplicates of an evaluation set's
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -102,6 +103,17 @@ def copy_reasons(storage: Storage, partition: str) -> dict[str, list[str]]:
 def is_copy_reason(reason: str) -> bool:
     """Whether a reason is one of `copy_reasons`, and no filter's."""
     return reason == DUPLICATE or reason.startswith(f"{CONTAMINATED}:")
+
+
+def bound_together(storage: Storage, wanted: Collection[str]) -> dict[str, str]:
+    """uid -> the smallest of these uids in its group, of those that share a group with another of them."""
+    by_group: dict[str, list[str]] = {}
+    for file in storage.names("duplicates/groups"):
+        table = read_table(storage, f"duplicates/groups/{file}", ["uid", "group"])
+        for uid, group in zip(table["uid"].to_pylist(), table["group"].to_pylist(), strict=True):
+            if uid in wanted:
+                by_group.setdefault(group, []).append(uid)
+    return {uid: min(uids) for uids in by_group.values() if len(uids) > 1 for uid in sorted(uids)}
 
 
 def member(storage: Storage, partition: str, uid: str) -> dict[str, Any] | None:
