@@ -59,9 +59,23 @@ def settled_precision(device: torch.device, precision: Precision) -> Precision:
     return precision if precision == "float32" or has_fast_bfloat16(device) else "float32"
 
 
+def bfloat16_advice(device: torch.device, uses_bfloat16: bool) -> str | None:
+    """What to tell people whose choice of precision is not the faster one on this device; None if it is.
+
+    Only told, never done: features of one precision do not fit filters that were made on those of another.
+    """
+    if uses_bfloat16 == has_fast_bfloat16(device):
+        return None
+    if uses_bfloat16:
+        return f"bf16 is slower than fp32 on this {device_kind(device)} CPU (no AMX, no AMD AVX512-BF16); precision: fp32 would be faster"
+    return (
+        f"this machine ({device_kind(device)}) is faster with precision: bf16. Choose it before filters are fitted: the features are others"
+    )
+
+
 def device_kind(device: torch.device) -> str:
     """What decides which kernels run, for receipts: a GPU's name, or the vector instructions that torch uses on a CPU and its vendor."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "a GPU of another machine"
     vendor = sorted(cpu_flags() & {"GenuineIntel", "AuthenticAMD"})
     return " ".join([torch.backends.cpu.get_cpu_capability(), *vendor])
