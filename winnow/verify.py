@@ -1,7 +1,7 @@
 """Recomputes what a run claims from its files: digests, the conservation law, verdicts, thresholds, the report's numbers.
 
 Nothing of the code that made the run is asked: the arithmetic of certificates and scores is written a second time here
-(winnow/proof.py, winnow/verify_verdicts.py). One partition is in memory at a time.
+(winnow/proof.py, winnow/verify_verdicts.py, winnow/rule_values.py). One partition is in memory at a time.
 
 Not covered: that the images are those the urls gave, that labels are right, that trained weights come from the data they name.
 """
@@ -14,10 +14,13 @@ from winnow.findings import Finding, Ledger
 from winnow.progress import Progress
 from winnow.run_files import datasets, partitions
 from winnow.storage import Storage
+from winnow.verify_duplicates import check_duplicates
 from winnow.verify_forgotten import check_forgotten
 from winnow.verify_receipts import check_indexes, check_lineage, check_receipts, check_strays
 from winnow.verify_report import check_regurgitation, check_report
 from winnow.verify_verdicts import check_certificates, check_verdicts
+from winnow.verify_weights import check_weights
+from winnow.verify_words import check_words
 
 CHECKS = {
     "receipts": "every output has the digest its receipt names",
@@ -28,6 +31,9 @@ CHECKS = {
     "forgotten": "what was forgotten is nowhere, and every other uid is the hash of its url and caption",
     "certificates": "thresholds follow from the labels, scores of labels from the machines",
     "verdicts": "verdicts follow from scores and thresholds, scores from features (a sample)",
+    "weights": "weights of samples follow from features, classifier and duplicates, and shards carry them",
+    "words": "words of captions are counted right",
+    "duplicates": "groups, choices and weights recounted; some pairs measured again from features and hashes",
     "regurgitation": "the summary of closest pairs follows from the pairs",
     "report": "the report's numbers equal the recomputed ones",
 }
@@ -63,10 +69,20 @@ def verify(storage: Storage) -> Verification:
         "forgotten": lambda progress: check_forgotten(storage, names, ledger, progress),
         "certificates": lambda progress: check_certificates(storage, ledger),
         "verdicts": lambda progress: check_verdicts(storage, names, ledger, progress),
+        "weights": lambda progress: check_weights(storage, names, ledger, progress),
+        "words": lambda progress: check_words(storage, names, ledger, progress),
+        "duplicates": lambda progress: check_duplicates(storage, names, ledger, progress),
         "regurgitation": lambda progress: check_regurgitation(storage, ledger),
         "report": lambda progress: check_report(storage, ledger),
     }
-    totals = {"lineage": len(names), "forgotten": len(names), "conservation": len(names) + num_shards, "verdicts": len(names)}
+    totals = {
+        "lineage": len(names),
+        "forgotten": len(names),
+        "conservation": len(names) + num_shards,
+        "verdicts": len(names),
+        "duplicates": len(names),
+    }
+    totals |= {"weights": len(names), "words": len(names)}
     for check, step in steps.items():
         with Progress(f"verify {check}", total=totals.get(check, 1), unit="parts") as progress, ledger.reading(check, check):
             step(progress)

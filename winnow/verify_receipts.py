@@ -4,18 +4,24 @@ import json
 from typing import Any
 
 from winnow.digests import SHORT
+from winnow.duplicates import WAVES
 from winnow.findings import Ledger
 from winnow.progress import Progress
 from winnow.receipts import FOLDER, Done, Receipt, Work, list_done, parse_name, read_receipt
+from winnow.reported import REPORTED
+from winnow.rules import RULES_USED, rules_used
 from winnow.run_files import FILTERS_USED, datasets, filters_used, manifest_index, read_json, sidecar
 from winnow.storage import Storage
 from winnow.tables import read_table
 from winnow.workspace import MANIFEST_INDEX, WITHDRAWN, manifest_part
 
 PER_PARTITION = ("download", "embed", "score")
-OWNED = ("manifest", "raw", "embeddings", "imports", "decisions", "shards", "samples", "regurgitation", "report")
+OWNED = (
+    "manifest", "raw", "embeddings", "imports", "duplicates", "references", "contamination", "caption_similarity", "decisions",
+    "weights", "words", "shards", "samples", "regurgitation", "report",
+)  # fmt: skip
 """Folders in which every file is some stage's output. (Checkpoints of a training that was resumed, and label stores, are not.)"""
-INDEXES = (FILTERS_USED,)
+INDEXES = (FILTERS_USED, WAVES, RULES_USED, REPORTED)
 MANIFEST_STAGE = "manifest"
 
 
@@ -106,6 +112,7 @@ def check_lineage(storage: Storage, partitions: list[str], ledger: Ledger, progr
     """Inputs that receipts name against the outputs that are there: a stage that was not run again after a change is found."""
     outputs = {stage: {done.partition: done for done in list_done(storage, stage)} for stage in PER_PARTITION}
     settings = read_json(storage, FILTERS_USED) if storage.exists(FILTERS_USED) else None
+    rules = [rule.settled() for rule in rules_used(storage)]
     upstream = {"embed": {"raw": "download"}, "score": {"raw": "download", "embeddings": "embed"}}
     for name in partitions:
         for stage, needs in upstream.items():
@@ -124,6 +131,8 @@ def check_lineage(storage: Storage, partitions: list[str], ledger: Ledger, progr
                     )
             if stage == "score" and "filters" in receipt.arguments and receipt.arguments["filters"] != settings:
                 _changed_filters(name, receipt.arguments["filters"], settings or [], ledger)
+            if stage == "score" and (decided_by := receipt.arguments.get("rules", [])) != rules:
+                ledger.add("lineage", RULES_USED, f"holds {rules}, but partition {name} was decided with {decided_by}: run score again")
         progress.advance()
     for used in filters_used(storage):
         current = f"filters/{used.name}/current.json"

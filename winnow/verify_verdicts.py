@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 
 from winnow.certificates import HELD_OUT_SCORE, read_certificate, recompute
-from winnow.decisions import coarsened, score_column
+from winnow.decisions import coarsened, score_column, value_column
+from winnow.duplicates import copy_reasons
 from winnow.findings import Ledger
 from winnow.forgotten import SLUGS
 from winnow.machines import TOLERANCE, Machine, feature_rows, read_machine
 from winnow.progress import Progress
 from winnow.reported import REASON, read_reported
+from winnow.rules import RULES_USED, RuleUsed, rules_used
 from winnow.run_files import FILTERS_USED, FilterUsed, filters_used, rows
 from winnow.storage import Storage
 from winnow.tables import read_table
+from winnow.verify_rules import broken_rules, check_limits, check_values
 from winnow.workspace import decisions, embeddings, raw_table
 
 SCORED_AGAIN = 256
@@ -83,17 +86,23 @@ def check_verdicts(storage: Storage, partitions: list[str], ledger: Ledger, prog
         path = f"{used.folder}/svm.safetensors"
         with ledger.reading("verdicts", path):
             machines[used.name] = read_machine(storage, path)
+    rules = rules_used(storage)
+    with ledger.reading("verdicts", RULES_USED):
+        check_limits(storage, ledger)
     for partition in partitions:
         with ledger.reading("verdicts", decisions(partition)):
-            _check_partition(storage, partition, filters, machines, ledger)
+            _check_partition(storage, partition, filters, rules, machines, ledger)
         progress.advance()
 
 
-def _check_partition(storage: Storage, partition: str, filters: list[FilterUsed], machines: dict[str, Machine], ledger: Ledger) -> None:
+def _check_partition(
+    storage: Storage, partition: str, filters: list[FilterUsed], rules: list[RuleUsed], machines: dict[str, Machine], ledger: Ledger
+) -> None:
     path = decisions(partition)
     raw = {row["uid"]: row for row in rows(read_table(storage, raw_table(partition), ["uid", "status", "cause"]))}
     embedded = set(read_table(storage, embeddings(partition), ["uid"])["uid"].to_pylist())
     reported = read_reported(storage).get(partition, frozenset())
+    copies = copy_reasons(storage, partition)
     decided: dict[str, dict[str, Any]] = {}
     last = ""
     for row in rows(read_table(storage, path)):
@@ -103,14 +112,21 @@ def _check_partition(storage: Storage, partition: str, filters: list[FilterUsed]
         if uid < last:
             ledger.add("verdicts", path, f"{uid} is out of order: rows must be sorted by uid")
         last = max(last, uid)
-        wrong = _wrong(row, raw.get(uid), uid in embedded, filters, uid in reported)
+        wrong = _wrong(row, raw.get(uid), uid in embedded, filters, rules, [*copies.get(uid, ()), *[REASON] * (uid in reported)])
         if wrong:
             ledger.add("verdicts", path, f"{uid} {wrong}")
     _check_scores(storage, partition, decided, machines, {used.name: used.threshold for used in filters}, ledger)
+    check_values(storage, partition, decided, rules, ledger)
 
 
-def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filters: list[FilterUsed], reported: bool) -> str | None:
-    """What is wrong with one decision; None if it follows from what is known about the sample."""
+def _wrong(
+    row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filters: list[FilterUsed], rules: list[RuleUsed], besides: list[str]
+) -> str | None:
+    """What is wrong with one decision; None if it follows from what is known about the sample.
+
+    Args:
+        besides: reasons that follow neither from scores nor from rules.
+    """
     said = (row["verdict"], sorted(row["reasons"] or []))
     if raw is None:
         return "has a decision but no row in raw/"
@@ -127,11 +143,17 @@ def _wrong(row: dict[str, Any], raw: dict[str, Any] | None, embedded: bool, filt
         missing = [name for name, score in scores.items() if score is None or not math.isfinite(score)]
         if missing:
             return f"has no score by {missing[0]}"
-        reasons = sorted([*(used.name for used in filters if row[score_column(used.name)] >= used.threshold), *[REASON] * reported])
+        try:
+            broken = broken_rules(row, rules)
+        except LookupError as problem:
+            return f"has {problem.args[0]}"
+        by_filters = [used.name for used in filters if row[score_column(used.name)] >= used.threshold]
+        reasons = sorted([*by_filters, *broken, *besides])
         due = ("dropped" if reasons else "kept", reasons)
         if said != due:
-            against = ", ".join(f"{used.name} {scores[used.name]:.6g} against {used.threshold:.6g}" for used in filters)
-            return f"is {_spoken(said)}, but its scores say {_spoken(due)} ({against})"
+            values = [f"{used.name} {scores[used.name]:.6g} against {used.threshold:.6g}" for used in filters]
+            values += [f"{rule.name} {row[value_column(rule.name)]} against {rule.limits}" for rule in rules]
+            return f"is {_spoken(said)}, but its scores say {_spoken(due)} ({', '.join(values)})"
     return None if said == due else f"is {_spoken(said)}, but raw/ and embeddings/ say {_spoken(due)}"
 
 
