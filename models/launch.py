@@ -85,7 +85,7 @@ def launch(
     try:
         with _Follower(config, out_dir):
             gpu = gpu_for_each(num_workers) if use_gpu is None else use_gpu
-            _tell_if_short(num_workers, gpu)
+            tell_if_short(num_workers, gpu=gpu)
             _fit(options, num_workers, gpu)
     finally:
         if ours:
@@ -107,7 +107,7 @@ def gpu_for_each(num_workers: int) -> bool:
     return gpus > 0
 
 
-def _tell_if_short(num_workers: int, gpu: bool) -> None:
+def tell_if_short(num_workers: int, *, gpu: bool) -> None:
     """Ray Train waits without a word until every worker has its place."""
     import ray
 

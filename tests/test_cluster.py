@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from benchmarks.local_cluster import LocalCluster
-from winnow import nodes
+from winnow import nodes, partitions
 from winnow.errors import ConfigError
 from winnow.nodes import Owner, check_node, code_digest, owner_of, this_host
-from winnow.partitions import run_step
+from winnow.partitions import EVERY_CPU, run_step
 from winnow.receipts import list_done
 from winnow.storage import Storage
 
@@ -94,7 +94,25 @@ def test_a_node_that_sees_another_disk_is_named_before_anything_runs(cluster: Lo
     assert not (workspace / "receipts").exists() and not (workspace / "begun").exists()
 
 
-# What each worker looks at, without a cluster
+# Without a cluster: what the driver decides, what each worker looks at
+
+
+def test_the_client_server_of_a_cluster_is_refused_with_the_way_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match=r"`ray start --address=HOST:6379 --num-cpus=0`"):
+        partitions.start_ray(2)
+
+
+def test_the_window_follows_the_cluster_and_begins_without_any_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources: dict[str, float] = {}
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert partitions._window(EVERY_CPU, 0) == 8
+    resources.update({"CPU": 64.0, "GPU": 4.0})
+    assert (partitions._window(EVERY_CPU, 0), partitions._window(EVERY_CPU, 0.5), partitions._window(12, 0)) == (128, 16, 12)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert partitions._window(EVERY_CPU, 0) == os.cpu_count()
 
 
 def test_the_run_itself_may_work_for_itself(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.launch import launch
+from models.launch import gpu_for_each, launch, tell_if_short
 from models.metrics_log import read_metrics
 from models.recipes import TrainConfig
 from winnow.errors import ConfigError, ShardError
@@ -48,6 +48,31 @@ def test_what_cannot_be_is_refused_before_any_worker_starts(tmp_path):
     shards = make_shards(tmp_path / "shards")
     with pytest.raises(ConfigError, match="batch_size 8 cannot be shared evenly among 3 workers"):
         launch(CONFIG, shards, str(tmp_path / "out"), num_workers=3)
+
+
+@pytest.mark.parametrize(
+    ("resources", "joins", "expected"),
+    [({"CPU": 4.0}, False, False), ({"GPU": 2.0}, False, True), ({"GPU": 1.0}, True, True), ({}, True, False)],
+)
+def test_workers_take_gpus_where_ray_has_them_wherever_the_driver_is(monkeypatch, resources, joins, expected):
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    monkeypatch.setattr("models.launch.joined", lambda: joins)
+    assert gpu_for_each(2) is expected
+
+
+def test_a_machine_with_fewer_gpus_than_workers_is_refused_instead_of_waited_for(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    with pytest.raises(ConfigError, match="2 training workers, but this machine has 1 GPU: set train_workers to 1"):
+        gpu_for_each(2)
+
+
+def test_a_training_that_no_node_has_room_for_says_what_it_waits_for(monkeypatch, caplog):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
+    tell_if_short(4, gpu=True)
+    assert "training with 4 workers waits until the cluster has 1 more CPUs and 3 more GPUs" in caplog.text
+    caplog.clear()
+    tell_if_short(3, gpu=False)
+    assert not caplog.text
 
 
 @pytest.mark.slow
