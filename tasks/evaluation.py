@@ -59,7 +59,23 @@ def regurgitation_stage(config: RunConfig) -> StageRun:
     )
 
 
-REPORTED = ("download", "import", "embed", "score", "shard", "train", "sample", "regurgitation")
+REPORTED = (
+    "download",
+    "import",
+    "embed",
+    "references",
+    "contamination",
+    "duplicates-pairs",
+    "duplicates-choose",
+    "score",
+    "shard",
+    "importance",
+    "weigh",
+    "words",
+    "train",
+    "sample",
+    "regurgitation",
+)
 
 
 def report_stage(config: RunConfig) -> StageRun:
@@ -68,7 +84,7 @@ def report_stage(config: RunConfig) -> StageRun:
     inputs = {f"{stage}/{done.partition}": done.output for stage in REPORTED for done in list_done(storage, stage)}
     if not inputs:
         raise ConfigError(f"{storage.url} holds nothing to report on: run `winnow run CONFIG` first")
-    for path in ("manifest/index.json", "decisions/filters.json"):
+    for path in ("manifest/index.json", "decisions/filters.json", "decisions/rules.json"):
         if storage.exists(path):
             inputs[path] = storage.sha256(path)
     inputs |= {path: storage.sha256(path) for path in storage.walk("audits")}

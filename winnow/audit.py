@@ -12,11 +12,14 @@ from winnow.partitions import Outcome
 from winnow.report.audits import gather_audits
 from winnow.report.claims import gather_claims
 from winnow.report.counts import gather_counts, gather_stages
+from winnow.report.duplicates import gather_contamination, gather_duplicates
 from winnow.report.filters import gather_filter
 from winnow.report.lineage import gather_lineage
 from winnow.report.models import gather_regurgitation, gather_samples, gather_training
 from winnow.report.page import render_page
+from winnow.report.rules import gather_rules
 from winnow.report.sources import gather_sources
+from winnow.report.weights import gather_weights
 from winnow.report.words import gather_words
 from winnow.run_files import SUMMARY, decided_partitions, filters_used
 from winnow.storage import Storage
@@ -49,8 +52,12 @@ def summarise(storage: Storage, *, only_audits: Collection[str] | None = None) -
         "counts": counts,
         "filters": [gather_filter(storage, used, names, counts) for used in scored],
         "audits": [found for found in gather_audits(storage, scored) if only_audits is None or found["audit"] in only_audits],
+        "duplicates": gather_duplicates(storage, names),
+        "contamination": gather_contamination(storage, names),
         "sources": gather_sources(storage, names) if scored else [],
-        "words": gather_words(storage, names, counts["embedded"]) if scored else None,
+        "words": gather_words(storage, names),
+        "rules": gather_rules(storage, names),
+        "weights": gather_weights(storage, names),
         "training": gather_training(storage),
         "samples": gather_samples(storage),
         "regurgitation": gather_regurgitation(storage),

@@ -10,7 +10,7 @@ references/<name>.parquet           features of an evaluation set
 contamination/<partition>.parquet   images that are near-duplicates of an evaluation set's
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -123,3 +123,11 @@ def member(storage: Storage, partition: str, uid: str) -> dict[str, Any] | None:
     table = read_table(storage, duplicates_file(partition))
     rows: list[dict[str, Any]] = table.filter(pc.equal(table["uid"], uid)).to_pylist()
     return rows[0] if rows else None
+
+
+def matches(storage: Storage, partition: str, uid: str) -> Iterator[tuple[str, str, float]]:
+    """Items of evaluation sets that a sample is a near-duplicate of: set, item, cosine."""
+    if storage.exists(contamination_file(partition)):
+        table = read_table(storage, contamination_file(partition))
+        for row in table.filter(pc.equal(table["uid"], uid)).to_pylist():
+            yield row["reference"], row["item"], row["cosine"]

@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from winnow.decisions import score_column
+from winnow.decisions import score_column, value_column
+from winnow.duplicates import DUPLICATE, is_copy_reason, matches, member
 from winnow.errors import WinnowError
+from winnow.forgotten import read_events, read_rows
 from winnow.machines import feature_rows
 from winnow.receipts import list_done
 from winnow.report.counts import explain_cause
 from winnow.reported import REASON
+from winnow.rules import rules_used
 from winnow.run_files import FilterUsed, datasets, filters_used, partitions, rows, sidecar, withdrawn_uids
 from winnow.storage import Storage
 from winnow.tables import read_table
@@ -59,6 +62,17 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ruled:
+    """What one rule measured."""
+
+    rule: str
+    value: float | str
+    limits: str
+    """What it asks for, in words."""
+    drops: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
     """All that a run knows about one pair."""
 
@@ -70,6 +84,8 @@ class Explanation:
     licence: str | None
     withdrawn: bool
     """No source lists it any more."""
+    forgotten: str | None
+    """When and why it was forgotten; None: it was not."""
     status: str | None
     """Of the download: downloaded, failed; None: not tried yet."""
     cause: str | None
@@ -81,6 +97,11 @@ class Explanation:
     """failed, dropped, kept; None: not decided yet."""
     reasons: tuple[str, ...]
     judged: tuple[Judged, ...]
+    ruled: tuple[Ruled, ...]
+    group: dict[str, Any] | None
+    """Its row of duplicates/: group, group_size, best, centre, cosine, hamming, mirrored, weight; None: no near-duplicate was found."""
+    matches: tuple[tuple[str, str, float], ...]
+    """Evaluation sets that it copies an item of: set, item, cosine."""
     places: tuple[tuple[str, str, int], ...]
     """Where it went: dataset, tar, index in the tar."""
     receipts: tuple[tuple[str, str, str], ...]
@@ -108,6 +129,7 @@ def explain(storage: Storage, uid: str) -> Explanation:
         caption=row["caption"] or "",
         source=row["source"],
         licence=row["licence"],
+        forgotten=_forgotten(storage, partition, name),
         withdrawn=name in withdrawn_uids(storage).get(partition, set()),
         status=raw["status"] if raw else None,
         cause=raw["cause"] if raw else None,
@@ -118,6 +140,9 @@ def explain(storage: Storage, uid: str) -> Explanation:
         verdict=decided["verdict"] if decided else None,
         reasons=tuple(decided["reasons"] or ()) if decided else (),
         judged=tuple(_judge(storage, partition, name, decided)) if decided else (),
+        ruled=tuple(_rule(storage, decided)) if decided else (),
+        group=member(storage, partition, name),
+        matches=tuple(matches(storage, partition, name)),
         places=places,
         receipts=tuple(_receipts(storage, partition, places)),
     )
@@ -165,6 +190,13 @@ def _judge(storage: Storage, partition: str, uid: str, decided: dict[str, Any]) 
             yield Judged(filter=used.name, version=used.version, score=score, threshold=used.threshold, closest=tuple(closest))
 
 
+def _rule(storage: Storage, decided: dict[str, Any]) -> Iterator[Ruled]:
+    for rule in rules_used(storage):
+        value = decided.get(value_column(rule.name))
+        if value is not None:
+            yield Ruled(rule=rule.name, value=value, limits=rule.limits, drops=rule.drops(value))
+
+
 def _feature(storage: Storage, path: str, uid: str) -> np.ndarray | None:
     if not storage.exists(path):
         return None
@@ -208,9 +240,16 @@ def _places(storage: Storage, uid: str) -> Iterator[tuple[str, str, int]]:
                 yield dataset, shard["name"], row["index"]
 
 
+def _forgotten(storage: Storage, partition: str, uid: str) -> str | None:
+    for event in read_events(storage):
+        if any((row["uid"], row["partition"]) == (uid, partition) for row in read_rows(storage, event)):
+            return f"on {event.at[:10]}: {event.reason or 'no reason was given'}"
+    return None
+
+
 def _receipts(storage: Storage, partition: str, places: tuple[tuple[str, str, int], ...]) -> Iterator[tuple[str, str, str]]:
-    shards = [tar.removesuffix(".tar") for _, tar, _ in places]
-    wanted = {"manifest": ["manifest"], "download": [partition], "embed": [partition], "score": [partition], "shard": shards}
+    groups = [tar.rpartition("-")[0] for _, tar, _ in places]
+    wanted = {"manifest": ["manifest"], "download": [partition], "embed": [partition], "score": [partition], "shard": groups}
     for stage, names in wanted.items():
         for done in list_done(storage, stage):
             if done.partition in names:
@@ -236,6 +275,11 @@ def render(story: Explanation) -> str:
         for example in judged.closest:
             label = "drop " if example.positive else "clean"
             lines.append(f"    {example.cosine:.4f}  {label}  {example.origin:<12} {example.split:<10} {example.uid}")
+    lines += [""] if story.ruled else []
+    for ruled in story.ruled:
+        value = ruled.value if isinstance(ruled.value, str) else f"{ruled.value:.6g}"
+        lines.append(f"{ruled.rule} {'drops it' if ruled.drops else 'lets it pass'}: {value}, kept is {ruled.limits}")
+    lines += _copies(story)
     if story.places:
         lines.append("")
         lines += [f"shard       {dataset}/{tar}, sample {index}" for dataset, tar, index in story.places]
@@ -244,7 +288,31 @@ def render(story: Explanation) -> str:
     return "\n".join(lines)
 
 
+def _copies(story: Explanation) -> Iterator[str]:
+    """What is known of other images that show the same."""
+    if story.group is not None:
+        group = story.group
+        what = f"one of {group['group_size']:,} images of group {group['group']}"
+        if group["cosine"] is not None:
+            mirrored = ", mirrored" if group["mirrored"] else ""
+            what += f": cosine {group['cosine']:.4f} and {group['hamming']} of 64 bits from {group['centre']}{mirrored}"
+        yield ""
+        yield f"copies      {what}"
+        if group["is_best"]:
+            yield "            it is the best of those that everything else keeps"
+        elif group["best"] is not None:
+            yield f"            the best of those that everything else keeps is {group['best']}"
+        elif group["is_dropped"]:
+            yield "            a person reported one of them as illegal: all of them are dropped"
+        if group["weight"] not in (0.0, 1.0):
+            yield f"            weight {group['weight']:.4g}: it is shared among those that are kept"
+    for name, item, cosine in story.matches:
+        yield f"copies      {_quoted(item)} of the evaluation set {name}: cosine {cosine:.4f}"
+
+
 def _headline(story: Explanation) -> str:
+    if story.forgotten:
+        return f"FORGOTTEN {story.forgotten}. This tombstone is all that is left of it"
     if story.withdrawn:
         return "WITHDRAWN"
     if story.verdict is None:
@@ -252,10 +320,24 @@ def _headline(story: Explanation) -> str:
     if story.verdict == "failed":
         return f"FAILED ({', '.join(story.reasons)}): {explain_cause(story.reasons[0])}" if story.reasons else "FAILED"
     if story.verdict == "dropped":
-        filters = [reason for reason in story.reasons if reason != REASON]
+        filters = [reason for reason in story.reasons if reason != REASON and not is_copy_reason(reason)]
+        copies = [_copy_words(story, reason) for reason in story.reasons if is_copy_reason(reason)]
+        if copies:
+            return (
+                f"DROPPED {', '.join(copies)}"
+                + (f", and by {', '.join(filters)}" if filters else "")
+                + (", and a person reported it as illegal" if REASON in story.reasons else "")
+            )
         by_people = "DROPPED: a person reported it as illegal" + (", and dropped" if filters else "")
         return (by_people if REASON in story.reasons else "DROPPED") + (f" by {', '.join(filters)}" if filters else "")
     return "KEPT: no filter drops it"
+
+
+def _copy_words(story: Explanation, reason: str) -> str:
+    if reason != DUPLICATE:
+        return f"as an image of the evaluation set {reason.partition(':')[2]}"
+    best = story.group["best"] if story.group is not None else None
+    return f"as a near-duplicate of {best}" if best else "as a near-duplicate of an image that was reported as illegal"
 
 
 def _download(story: Explanation) -> str:

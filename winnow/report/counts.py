@@ -9,7 +9,26 @@ from winnow.receipts import FOLDER, read_receipts
 from winnow.run_files import manifest_index
 from winnow.storage import Storage
 
-STAGES = ("manifest", "download", "import", "embed", "fit", "score", "shard", "train", "sample", "regurgitation")
+STAGES = (
+    "manifest",
+    "download",
+    "import",
+    "embed",
+    "references",
+    "contamination",
+    "duplicates-centroids",
+    "duplicates-cells",
+    "duplicates-pairs",
+    "duplicates-groups",
+    "fit",
+    "duplicates-judge",
+    "duplicates-choose",
+    "score",
+    "shard",
+    "train",
+    "sample",
+    "regurgitation",
+)
 """Order of the table; a stage of several rounds (fit-0, fit-1) stands under its name without the number."""
 
 CAUSES = {

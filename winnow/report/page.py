@@ -9,6 +9,7 @@ from markupsafe import Markup
 from winnow.report import charts
 from winnow.report.claims import interval_text, percent
 from winnow.report.counts import explain_cause
+from winnow.report.duplicates import pick_groups
 from winnow.report.gallery import Shown, captions, closest_pairs, partitions_of_kept, pick, sample_grid, thumbnail, thumbnails
 from winnow.run_files import decided_partitions, filters_used
 from winnow.storage import Storage
@@ -28,6 +29,8 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
     picked = pick(storage, filters, decided_partitions(storage)) if filters else None
     pairs = closest_pairs(storage)
     wanted = {shown.uid: shown.partition for shown in picked.all()} if picked else {}
+    groups = pick_groups(storage, decided_partitions(storage))
+    wanted |= {shown.uid: shown.partition for group in groups for shown in group.members}
     wanted |= partitions_of_kept(storage, {row[key] for row in pairs for key in ("uid", "nearest_uid")})
     images = thumbnails(storage, wanted)
     texts = captions(storage, wanted)
@@ -72,6 +75,7 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
         "bytes": bytes_text,
         "seconds": seconds_text,
         "share": share_text,
+        "change": change_text,
     }
     template = environment.get_template("report.html.j2")
     return template.render(
@@ -88,7 +92,12 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
         },
         distance_chart=charts.distances(near) if near and near["pairs"] else None,
         explain_cause=explain_cause,
+        shift_charts=lambda word, way: charts.shift(word["change"], word["low"], word["high"], way),
         galleries=galleries,
+        groups=[
+            {"why": group.why, "size": group.size, "members": list(zip(map(figure, group.members), group.notes, strict=True))}
+            for group in groups
+        ],
         kept=[figure(shown) for shown in picked.kept] if picked else [],
         grid=grid,
         pairs=[
@@ -114,7 +123,7 @@ def _funnel_rows(counts: dict[str, Any]) -> list[tuple[str, int, str]]:
         ("Listed", counts["listed"], ""),
         ("Downloaded", counts["downloaded"], lost + (f", {counts['undecided']:,} are not decided yet" if counts["undecided"] else "")),
         ("Read by CLIP", counts["embedded"], f"− {unread:,} could not be decoded"),
-        ("Kept", counts["kept"], f"− {counts['dropped']:,} dropped by filters"),
+        ("Kept", counts["kept"], f"− {counts['dropped']:,} dropped"),
     ]
 
 
@@ -124,6 +133,11 @@ def bytes_text(size: float) -> str:
             return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
         size /= 1000
     raise AssertionError("unreachable")
+
+
+def change_text(change: float) -> str:
+    """-0.5 -> −50 %; what is more than doubled is told as a factor."""
+    return f"x {change + 1:.3g}" if change > 1 else f"{100 * change:+.0f} %".replace("-", "−")
 
 
 def share_text(fraction: str) -> str:
