@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faulty_web import web  # noqa: F401  # a fixture for all
 from tests.s3_server import faulty, s3, s3_behind_proxy  # noqa: F401  # fixtures for all
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,185 +1,33 @@
 """The downloader against a server with the faults of the real web."""
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import io
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from PIL import Image
 
-from winnow import fetching, journal, turns
-from winnow.download import download_partition, known_sites, plan_downloads
+from tests.faulty_web import BODIES, PART, Web, at, config, fetched, finished, listed, picture
+from winnow import fetching, journal
+from winnow.download import download_partition, plan_downloads
 from winnow.download_config import DownloadConfig
 from winnow.errors import ConfigError
 from winnow.images import check_image
-from winnow.partitions import run_step
+from winnow.partitions import at_work, run_step
 from winnow.shards import read_samples
 from winnow.storage import Storage
-from winnow.tables import read_table, write_table
 from winnow.tars import TarWriter
-
-PART = "00000-0123abcd"
-FIELDS = ("uid", "url", "caption", "source", "licence", "sha256")
-
-
-def picture(color: str = "red", size: tuple[int, int] = (64, 48), form: str = "JPEG", mode: str = "RGB") -> bytes:
-    sink = io.BytesIO()
-    Image.new(mode, size, color).save(sink, form)
-    return sink.getvalue()
-
-
-BOMB = picture("black", (5_000, 4_000), "PNG")
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-
-class Web(BaseHTTPRequestHandler):
-    """Each path is one fault."""
-
-    hits: dict[str, int]
-    protocol_version = "HTTP/1.0"
-
-    def do_GET(self) -> None:
-        self.hits[self.path] = self.hits.get(self.path, 0) + 1
-        # A client that has had enough hangs up in the middle: that is what several of these are about.
-        with contextlib.suppress(ConnectionError):
-            self._answer(self.path.lstrip("/").partition("?")[0])
-
-    def _answer(self, path: str) -> None:
-        kind, _, rest = path.partition("/")
-        good = picture()
-        if kind == "status":
-            self.send_error(int(rest))
-        elif kind == "first-fails":
-            self._body(good) if self.hits[self.path] > 1 else self.send_error(int(rest))
-        elif kind == "slow":
-            time.sleep(float(rest))
-            self._body(good)
-        elif kind == "trickle":
-            self._head(len(good))
-            for byte in good:
-                self.wfile.write(bytes([byte]))
-                time.sleep(0.05)
-        elif kind == "cut":
-            self._head(len(good))
-            self.wfile.write(good[: len(good) // 2])
-        elif kind == "half":
-            noisy = io.BytesIO()
-            Image.effect_noise((64, 64), 50).convert("RGB").save(noisy, "JPEG")
-            self._body(noisy.getvalue()[: noisy.tell() // 2])
-        elif kind == "endless":
-            self._head(None)
-            while True:
-                self.wfile.write(bytes(65536))
-        elif kind == "announced":
-            self._head(10**12)
-        elif kind == "html":
-            self._body(b"<html>404 but 200</html>")
-        elif kind == "bomb":
-            self._body(BOMB)
-        elif kind == "loop":
-            self._redirect(self.path)
-        elif kind == "to":
-            self._redirect(rest)
-        elif kind == "optout":
-            self._head(len(good), robots="noai")
-            self.wfile.write(good)
-        elif kind in ("robots.txt", ".well-known"):
-            self.send_error(404)
-        else:
-            self._body({"empty": b"", "tiny": picture(size=(5, 5)), "long": picture(size=(2000, 40))}.get(kind, picture(rest or "red")))
-
-    def _head(self, length: int | None, robots: str | None = None) -> None:
-        self.send_response(200)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        if robots is not None:
-            self.send_header("X-Robots-Tag", robots)
-        self.end_headers()
-
-    def _body(self, data: bytes) -> None:
-        self._head(len(data))
-        self.wfile.write(data)
-
-    def _redirect(self, target: str) -> None:
-        self.send_response(302)
-        self.send_header("Location", target)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    Web.hits = {}
-    known_sites.cache_clear()  # another test's server may have had the same port
-    monkeypatch.setattr(turns, "FIRST_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(turns, "FIRST_GAP_SECONDS", 0.05)
-    server = Server(("127.0.0.1", 0), Web)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def at(server: ThreadingHTTPServer, path: str) -> str:
-    return f"http://127.0.0.1:{server.server_port}/{path}"
-
-
-def config(server: ThreadingHTTPServer, **changes: Any) -> DownloadConfig:
-    settings: dict[str, Any] = {
-        "allow": (f"127.0.0.1:{server.server_port}",),
-        "timeout_seconds": 5,
-        "retries": 0,
-        "retry_pause_seconds": 0,
-        "threads": 4,
-    }
-    return DownloadConfig(**settings | changes)
-
-
-def listed(storage: Storage, urls: list[str], shas: dict[str, str] | None = None) -> dict[str, str]:
-    """Writes a manifest part with these urls; url -> uid."""
-    uids = {url: hashlib.sha256(url.encode()).hexdigest()[:32] for url in urls}
-    rows = [(uid, url, f"caption of\n{url} é", "web", "none", (shas or {}).get(url)) for url, uid in uids.items()]
-    columns = [list(column) for column in zip(*sorted(rows), strict=True)]
-    write_table(storage, f"manifest/{PART}.parquet", pa.table(columns, schema=pa.schema([(name, pa.string()) for name in FIELDS])))
-    return uids
-
-
-def fetched(storage: Storage, urls: list[str], settings: DownloadConfig, shas: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Downloads these urls; url -> row of the table."""
-    uids = listed(storage, urls, shas)
-    download_partition(storage, PART, config=settings)
-    rows = {row["uid"]: row for row in read_table(storage, f"raw/{PART}.parquet").to_pylist()}
-    assert sorted(rows) == sorted(uids.values())
-    return {url: rows[uid] for url, uid in uids.items()}
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "run"))
-
-
-def finished(storage: Storage) -> list[str]:
-    return [path for path in storage.walk() if not path.startswith(".journal/")]
 
 
 FAULTS = {
@@ -204,6 +52,9 @@ FAULTS = {
     "to/http://169.254.169.254/latest/meta-data": "private_address",
     "to/http://[::1]:9/x": "private_address",
     "optout": "opt_out",
+    "zipped": "not_an_image",
+    "short": "truncated",
+    **{f"bytes/{kind}": "truncated" if kind == "half-a-header" else "not_an_image" for kind in BODIES},
 }
 
 
@@ -321,6 +172,94 @@ def test_counts_and_causes_are_told(web: ThreadingHTTPServer, storage: Storage) 
     assert outcome.outputs == (f"raw/{PART}.tar", f"raw/{PART}.parquet")
 
 
+def test_sites_that_refuse_are_heard(web: ThreadingHTTPServer, storage: Storage) -> None:
+    Web.pages["/robots.txt"] = "User-agent: *\nDisallow: /private/\n\nUser-agent: other\nDisallow: /"
+    Web.pages["/.well-known/tdmrep.json"] = '[{"location": "/ok/navy", "tdm-reservation": 1}]'
+    expected = {
+        "private/a": ("robots", "robots.txt disallows it"),
+        "to//private/b": ("robots", "robots.txt disallows it"),
+        "header/X-Robots-Tag=noindex,_NoML": ("opt_out", "X-Robots-Tag: noml"),
+        "header/X-Robots-Tag=winnow:_noai": ("opt_out", "X-Robots-Tag: noai"),
+        "header/tdm-reservation=1": ("opt_out", "tdm-reservation: 1"),
+        "ok/navy": ("opt_out", "tdm-reservation: 1 in /.well-known/tdmrep.json"),
+        "header/X-Robots-Tag=other:_noai": (None, None),
+        "header/tdm-reservation=0": (None, None),
+        "ok/red": (None, None),
+    }
+    only = config(web, opt_out=("noml", "noai"))
+    rows = fetched(storage, [at(web, path) for path in expected if path != "ok/navy"] + [at(web, "ok/navy")], only)
+    assert {path: (rows[at(web, path)]["cause"], rows[at(web, path)]["detail"]) for path in expected} == expected
+    assert [Web.hits.get(path, 0) for path in ("/private/a", "/private/b", "/robots.txt", "/.well-known/tdmrep.json")] == [0, 0, 1, 1]
+
+
+def test_each_refusal_can_be_switched_off(web: ThreadingHTTPServer, storage: Storage) -> None:
+    Web.pages["/robots.txt"] = "User-agent: *\nDisallow: /"
+    urls = [at(web, path) for path in ("ok/red", "header/X-Robots-Tag=noai", "header/tdm-reservation=1")]
+    rows = fetched(storage, urls, config(web, robots=False, tdm=False, opt_out=()))
+    assert [row["cause"] for row in rows.values()] == [None] * 3
+    assert "/robots.txt" not in Web.hits
+
+
+def test_a_site_whose_robots_txt_fails_is_tried_again_and_then_refused_for_now(web: ThreadingHTTPServer, storage: Storage) -> None:
+    Web.pages["/robots.txt"] = 500
+    rows = fetched(storage, [at(web, "ok/red"), at(web, "ok/blue")], config(web, retries=1))
+    assert {row["cause"] for row in rows.values()} == {"robots_unreachable"}
+    assert Web.hits == {"/robots.txt": 2}  # once in each pass, for both
+
+
+def test_a_robots_txt_that_waits_for_ever_costs_one_time_limit_and_not_one_a_url(web: ThreadingHTTPServer, storage: Storage) -> None:
+    Web.pages["/robots.txt"] = "User-agent: *\nDisallow: /"
+    rows = fetched(storage, [at(web, f"ok/{number}") for number in range(40)], config(web))
+    assert ({row["cause"] for row in rows.values()}, Web.hits["/robots.txt"]) == ({"robots"}, 1)
+
+
+def test_a_server_that_asks_for_rest_gets_it_and_one_that_asks_for_too_much_is_left(web: ThreadingHTTPServer, storage: Storage) -> None:
+    urls = [at(web, path) for path in ("first-fails/503", "ok/red", "ok/blue")]
+    assert [row["cause"] for row in fetched(storage, urls, config(web, retries=2)).values()] == [None] * 3
+    Web.retry_after = "7200"
+    other = [at(web, f"sick/429/{number}") for number in range(5)]
+    rows = fetched(storage, other, config(web, threads=1))
+    assert sorted(row["cause"] for row in rows.values()) == ["http_429"] + ["postponed"] * 4
+    assert sum(count for path, count in Web.hits.items() if path.startswith("/sick")) == 1
+
+
+def test_everyone_is_told_who_asks(web: ThreadingHTTPServer, storage: Storage) -> None:
+    fetched(storage, [at(web, "ok/red")], config(web, contact="you@example.org"))
+    assert (Web.agents, Web.hits["/robots.txt"]) == ({"winnow/0.1 (dataset curation; you@example.org)"}, 1)
+    fetched(storage, [at(web, "ok/blue")], config(web, contact="you@example.org", user_agent="winnow for us"))
+    assert "winnow for us" in Web.agents
+
+
+def test_workers_share_what_a_host_is_asked() -> None:
+    pace = DownloadConfig(host_requests_per_second=20, host_connections=3).pace(workers=4)
+    assert (pace.seconds_between, pace.connections, pace.workers) == (0.2, 3, 4)
+    assert DownloadConfig(host_requests_per_second=0).pace(workers=4).seconds_between == 0.0
+    works = plan_downloads(["a", "b", "c"], DownloadConfig(), workers=8)
+    assert {(work.unhashed["workers"], work.unhashed["num_works"]) for work in works} == {(8, 3)}
+    assert [at_work(workers, 3) for workers in (0, 1, 2, 8)] == [1, 1, 2, 3]
+
+
+def test_a_stranger_has_so_many_connections_at_a_time(web: ThreadingHTTPServer, storage: Storage) -> None:
+    urls = [f"http://localhost:{web.server_port}/slow/0.02?{number}" for number in range(20)]
+    fetched(storage, urls, config(web, host_requests_per_second=0, host_connections=3, threads=12))
+    assert 1 <= Web.most_at_once <= 3
+
+
+def test_a_stranger_must_be_told_who_asks(web: ThreadingHTTPServer) -> None:
+    with pytest.raises(ConfigError, match=r"Say how their owners reach you.*contact: you@example\.org"):
+        DownloadConfig().check_contact()
+    for settings in ({"contact": "https://example.org/bot"}, {"user_agent": "winnow (you@example.org)"}, {"allow": ("127.0.0.1:1",)}):
+        DownloadConfig(**settings).check_contact()
+
+
+def test_the_digest_is_of_the_bytes_that_came_even_if_others_are_stored(web: ThreadingHTTPServer, storage: Storage) -> None:
+    url = at(web, "as-png")
+    row = fetched(storage, [url], config(web))[url]
+    (sample,) = read_samples(storage.full(f"raw/{PART}.tar"))
+    assert row["sha256"] == hashlib.sha256(picture("red", form="PNG")).hexdigest() == sample.meta["sha256"]
+    assert (row["bytes"], sample.image[:3]) == (len(sample.image), b"\xff\xd8\xff")
+
+
 # Kills, full disks, and what nobody thought of
 
 
@@ -418,11 +357,17 @@ def test_patience_and_threads_do_not_make_it_fetch_again(web: ThreadingHTTPServe
         return plan_downloads([PART], config(web, **changes))[0].fingerprint("download", 1)
 
     same = {"threads": 9, "timeout_seconds": 1, "retries": 7, "retry_pause_seconds": 3, "allow": (), "user_agent": "x", "max_redirects": 1}
-    same |= {"contact": "a@example.org", "host_connections": 1, "host_requests_per_second": 1, "max_pause_seconds": 1, "patience_seconds": 1}
+    same |= {
+        "contact": "a@example.org",
+        "host_connections": 1,
+        "host_requests_per_second": 1,
+        "max_pause_seconds": 1,
+        "patience_seconds": 1,
+    }
     same |= {"later_runs": 1, "later_pause_hours": 1, "later_min_share": 1}
     assert {name for name, value in same.items() if fingerprint(**{name: value}) != fingerprint()} == set()
     other = {"max_pixels": 9, "max_bytes": 9, "min_side_px": 9, "max_aspect_ratio": 9, "jpeg_quality": 9, "opt_out": ()}
-    other |= {"robots": False, "tdm": False, "keep_metadata": True}
+    other |= {"robots": False, "tdm": False, "keep_metadata": True, "decode_all": True}
     assert {name for name, value in other.items() if fingerprint(**{name: value}) == fingerprint()} == set()
     assert set(same) | set(other) == {field.name for field in dataclasses.fields(DownloadConfig)}
 
@@ -431,6 +376,12 @@ def test_patience_and_threads_do_not_make_it_fetch_again(web: ThreadingHTTPServe
     ("change", "message"),
     [
         ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"contact": "me"}, "contact must be an e-mail address or a url, got 'me'"),
+        ({"host_connections": 0}, "host_connections must be at least 1"),
+        ({"host_requests_per_second": -1}, "host_requests_per_second must be at least 0"),
+        ({"max_pause_seconds": float("nan")}, "max_pause_seconds must be at least 0"),
+        ({"later_runs": 0}, "later_runs must be at least 1"),
+        ({"later_min_share": 2}, "later_min_share must be between 0 and 1"),
         ({"retries": -1}, "retries must be at least 0, got -1"),
         ({"retry_pause_seconds": -1}, "retry_pause_seconds must be at least 0, got -1"),
         ({"timeout_seconds": 0}, "timeout_seconds must be above 0"),

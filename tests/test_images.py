@@ -1,5 +1,6 @@
 """Images from strangers: what is kept as it is, what is encoded anew, what is refused."""
 
+import contextlib
 import io
 import random
 import struct
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from winnow.errors import ConfigError
 from winnow.images import DECODE_ERRORS, ImageLimits, ImageRefused, check_image
@@ -61,6 +62,94 @@ def test_an_upright_rgb_jpeg_is_kept_byte_for_byte(options: dict[str, Any]) -> N
     data = encoded(two_halves(), **options)
     image = check_image(data, LIMITS)
     assert (image.jpeg, image.width, image.height) == (data, 80, 48)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def located() -> bytes:
+    """EXIF with a place, a name and an upright orientation."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 1, "Ada Lovelace"
+    exif.get_ifd(0x8825)[2] = (51.0, 30.0, 26.0)
+    return exif.tobytes()
+
+
+PRIVATE = {
+    "EXIF with a place": segment(0xE1, located()),
+    "XMP": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta>Ada Lovelace</x:xmpmeta>"),
+    "IPTC": segment(0xED, b"Photoshop 3.0\0" + b"8BIM Ada Lovelace"),
+    "comment": segment(0xFE, b"Ada Lovelace"),
+    "a small copy": segment(0xE0, b"JFXX\0" + bytes(50)),
+    "an unheard-of segment": segment(0xEB, b"Ada Lovelace"),
+    "padding before it": b"\xff\xff" + segment(0xFE, b"Ada Lovelace"),
+}
+
+
+@pytest.mark.parametrize("decode_all", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"icc_profile": b"a profile" * 9_000}], ids=["baseline", "progressive", "profile"]
+)
+@pytest.mark.parametrize("private", PRIVATE.values(), ids=PRIVATE)
+def test_what_is_said_beside_a_picture_is_left_out_and_the_picture_stays_bit_for_bit(
+    private: bytes, options: dict[str, Any], decode_all: bool
+) -> None:
+    plain = encoded(noise((80, 48)), **options)
+    behind = b"\0\0" + encoded(two_halves())  # as cameras put a second picture there
+    for data in (plain[:2] + private + plain[2:] + behind, plain[:20] + private + plain[20:]):
+        image = check_image(data, ImageLimits(decode_all=decode_all))
+        assert image.jpeg in (plain, plain[:20] + b"\xff\xff" + plain[20:], plain[:2] + b"\xff\xff" + plain[2:])
+        assert (pixels_of(image.jpeg) == pixels_of(data)).all()
+        assert check_image(data, ImageLimits(keep_metadata=True, decode_all=decode_all)).jpeg == data
+
+
+def test_nothing_private_is_left_in_a_picture_that_is_encoded_anew() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "Ada Lovelace"
+    for data in (
+        encoded(two_halves(), exif=exif, comment=b"Ada Lovelace"),
+        encoded(two_halves().quantize(4), "GIF", comment=b"Ada Lovelace"),
+        encoded(two_halves(), "PNG", exif=exif),
+    ):
+        assert b"Lovelace" in data
+        assert b"Lovelace" not in check_image(data, LIMITS).jpeg
+
+
+def test_a_colour_profile_stays_with_the_colours_it_describes() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for data in (encoded(two_halves(), icc_profile=b"wide"), encoded(two_halves(), exif=turned, icc_profile=b"wide")):
+        with Image.open(io.BytesIO(check_image(data, LIMITS).jpeg)) as image:
+            assert image.info["icc_profile"] == b"wide"
+    with Image.open(io.BytesIO(check_image(encoded(Image.new("CMYK", (64, 64)), icc_profile=b"ink"), LIMITS).jpeg)) as image:
+        assert "icc_profile" not in image.info
+
+
+def test_an_orientation_that_only_xmp_tells_is_heard() -> None:
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    plain = encoded(two_halves())
+    image = check_image(plain[:2] + segment(0xE1, xmp) + plain[2:], LIMITS)
+    assert (image.width, image.height) == (48, 80)
+
+
+def test_a_jpeg_of_an_uncommon_kind_goes_through_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    load = ImageFile.ImageFile.load
+
+    def counted(self: Any) -> Any:
+        decoded.append(self)
+        return load(self)
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", counted)
+    plain = encoded(two_halves())
+    check_image(plain, LIMITS)
+    assert decoded == []
+    for data in (encoded(two_halves().convert("L")), plain[:20] + b"junk" + plain[20:], plain[:-2]):
+        before = len(decoded)
+        with contextlib.suppress(ImageRefused):
+            check_image(data, LIMITS)
+        assert len(decoded) > before
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -164,9 +253,12 @@ def test_scrambled_files_are_used_or_refused_and_nothing_else(form: str) -> None
             # Mostly the header: that is where decoders stumble.
             data[rng.randrange(min(len(data), rng.choice((60, len(data)))))] = rng.randrange(256)
         try:
-            assert pixels_of(check_image(bytes(data), LIMITS).jpeg).ndim == 3
+            assert pixels_of(check_image(bytes(data), ImageLimits(decode_all=True)).jpeg).ndim == 3
         except ImageRefused as problem:
             assert problem.slug in str(problem)
+            continue
+        # What the decoder takes is taken without it, too, and stored the same.
+        assert check_image(bytes(data), LIMITS).jpeg == check_image(bytes(data), ImageLimits(decode_all=True)).jpeg
 
 
 def test_an_error_that_is_no_fault_of_the_image_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ class DownloadConfig:
     max_aspect_ratio: float = ImageLimits.max_aspect_ratio
     jpeg_quality: int = ImageLimits.jpeg_quality
     """Of images that cannot be kept as they came: 1 to 95."""
+    decode_all: bool = ImageLimits.decode_all
+    """Whether images that are kept as they came are decoded, too, though embedding does so anyway: twice the cost."""
     keep_metadata: bool = ImageLimits.keep_metadata
     """Whether EXIF, XMP, IPTC and comments stay in images that are kept as they came: they name places and people."""
 
@@ -99,6 +101,7 @@ class DownloadConfig:
             max_aspect_ratio=self.max_aspect_ratio,
             jpeg_quality=self.jpeg_quality,
             keep_metadata=self.keep_metadata,
+            decode_all=self.decode_all,
         )
 
     @property

@@ -10,6 +10,7 @@ A robots.txt that is missing (4xx) allows everything. One that cannot be had (5x
 Not looked at: what HTML pages around an image say, and metadata inside images.
 """
 
+import functools
 import json
 import re
 import threading
@@ -34,6 +35,7 @@ REMEMBERED_CHARACTERS = 2_000_000
 """Of all rules together; some forty bytes of memory for each. The origin that was not asked for longest is forgotten first."""
 NO_WAY_THERE = frozenset({"dns", "dns_temporary", "refused", "unreachable", "private_address", "tls", "scheme_refused", "stopped"})
 """Failures of asking for robots.txt that an image of the same origin would meet, too."""
+ROBOT = re.compile(r"\*|[a-z0-9._-]+")
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives of an X-Robots-Tag with a colon of their own: what stands before it is not the name of a robot."""
 
@@ -45,7 +47,7 @@ def header_refusal(headers: HTTPMessage, directives: Sequence[str], *, tdm: bool
         robot = None
         for part in str(line).lower().split(","):
             name, colon, rest = part.partition(":")
-            if colon and name.strip() not in VALUED:
+            if colon and ROBOT.fullmatch(name.strip()) and name.strip() not in VALUED:
                 robot, part = name.strip(), rest
             if robot in (None, "*", TOKEN) and part.strip() in wanted:
                 return f"X-Robots-Tag: {part.strip()}"
@@ -176,6 +178,7 @@ class Origins:
             self._size -= _size(found)
 
 
+@functools.lru_cache(maxsize=1024)  # it is asked several times for each url
 def origin_of(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"

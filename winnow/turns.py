@@ -58,6 +58,8 @@ class Job:
     seconds_left: float
     """Of the time limit for one url: waiting for a turn does not count."""
     hops: int = 0
+    host: "Host | None" = None
+    """Where it waits, or is being asked for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +84,8 @@ class Host:
     running: int = 0
     asking: bool = False
     """Its robots.txt is being fetched."""
-    queued: bool = False
+    queued_for: float | None = None
+    """When it may be asked, if it stands in the queue; an entry for another time is out of date."""
 
 
 class Hosts:
@@ -105,7 +108,7 @@ class Hosts:
         """The host at the beginning of a pass: what it asked for still stands, nothing of it is under way."""
         host = self[name]
         host.waiting.clear()
-        host.running, host.asking, host.queued = 0, False, False
+        host.running, host.asking, host.queued_for = 0, False, None
         host.failures = min(host.failures, GIVE_UP_AFTER // 2)
         return host
 
@@ -146,13 +149,15 @@ class Turns:
                     continue
                 now = self._clock()
                 when, _, host = self._heap[0]
-                if host.next_start > when:  # it asked for a pause meanwhile
-                    heapq.heapreplace(self._heap, (host.next_start, next(self._order), host))
+                if when != host.queued_for:
+                    heapq.heappop(self._heap)
+                elif host.next_start > when:  # it asked for a pause meanwhile
+                    self._leave_queue(host)
+                    self._offer(host)
                 elif host.failures >= GIVE_UP_AFTER:
                     self._postpone(host, f"its host failed {GIVE_UP_AFTER} times in a row")
                 elif when <= now:
-                    heapq.heappop(self._heap)
-                    host.queued = False
+                    self._leave_queue(host)
                     if host.running < self._limit(host):
                         return self._start(host, now)
                 elif self._is_too_slow(host, when, now):
@@ -204,16 +209,21 @@ class Turns:
         return host
 
     def _enqueue(self, job: Job) -> None:
-        host = self._host(job.url)
+        host = job.host = self._host(job.url)
         host.waiting.append(job)
         self._offer(host)
 
     def _offer(self, host: Host) -> None:
         """Puts a host into the queue if it may be asked."""
-        if host.waiting and not host.queued and not host.asking and host.running < self._limit(host):
-            host.queued = True
+        if host.waiting and host.queued_for is None and not host.asking and host.running < self._limit(host):
+            host.queued_for = host.next_start
             heapq.heappush(self._heap, (host.next_start, next(self._order), host))
             self._condition.notify()
+
+    def _leave_queue(self, host: Host) -> None:
+        """For the one that stands first."""
+        heapq.heappop(self._heap)
+        host.queued_for = None
 
     def _limit(self, host: Host) -> int:
         """Connections at a time."""
@@ -231,12 +241,14 @@ class Turns:
         return job
 
     def _end(self, job: Job, slug: str | None, retry_after: float | None, asked: bool) -> None:
-        host = self._host(job.url)
+        host = job.host
+        assert host is not None
         host.running -= 1
         self._running -= 1
         host.asking = False
         if not asked and slug not in NET_FAILURES:
             host.next_start = min(host.next_start, self._clock())
+            host.queued_for = None
         elif slug in ("http_429", "http_503") or (slug == "robots_unreachable" and retry_after is not None):
             self._pause(host, FIRST_PAUSE_SECONDS * 2**host.pauses if retry_after is None else retry_after)
         elif slug in NET_FAILURES:
@@ -267,8 +279,7 @@ class Turns:
         return when - now > self._pace.max_pause_seconds or now - self._idle_since > self._pace.patience_seconds
 
     def _postpone(self, host: Host, why: str) -> None:
-        heapq.heappop(self._heap)
-        host.queued = False
+        self._leave_queue(host)
         self.postponed.extend((job, why) for job in host.waiting)
         host.waiting.clear()
 
@@ -276,4 +287,7 @@ class Turns:
 def host_of(url: str) -> str:
     """By what name a host is paced: with its port, unless that is the usual one."""
     parts = urlsplit(url)
-    return parts.hostname or "" if parts.port in (None, 80, 443) else f"{parts.hostname}:{parts.port}"
+    name = parts.hostname or ""
+    if ":" in name:
+        name = f"[{name}]"
+    return name if parts.port in (None, 80, 443) else f"{name}:{parts.port}"
