@@ -66,16 +66,9 @@ def share_limit(storage: Storage, partitions: Sequence[str], share: float) -> tu
     return highest * SIMILARITY_STEP - 1, images
 
 
-def entries_of(rules: Sequence[RuleUsed]) -> list[dict[str, Any]]:
-    """As in decisions/rules.json: what was not asked for is left out."""
-    fields = ("name", "min", "max", "any_of", "top_share", "measured_on")
-    said = [{field: getattr(rule, field) for field in fields if getattr(rule, field) not in (None, ())} for rule in rules]
-    return [{key: list(value) if key == "any_of" else value for key, value in entry.items()} for entry in said]
-
-
 def limits_of(rules: Sequence[RuleUsed]) -> list[dict[str, Any]]:
-    """What decides verdicts, for the receipts: without how a limit was found."""
-    return [{key: value for key, value in entry.items() if key not in ("top_share", "measured_on")} for entry in entries_of(rules)]
+    """What decides verdicts, for the receipts."""
+    return [rule.settled() for rule in rules]
 
 
 def write_rules_json(storage: Storage, rules: Sequence[RuleUsed]) -> None:
@@ -84,7 +77,11 @@ def write_rules_json(storage: Storage, rules: Sequence[RuleUsed]) -> None:
         if storage.exists(RULES_USED):
             storage.remove(RULES_USED)
         return
-    content = json.dumps(entries_of(rules), sort_keys=True, indent=1) + "\n"
+    entries = [
+        rule.settled() | {"top_share": rule.top_share, "measured_on": rule.measured_on} if rule.top_share is not None else rule.settled()
+        for rule in rules
+    ]
+    content = json.dumps(entries, sort_keys=True, indent=1) + "\n"
     if not storage.exists(RULES_USED) or storage.read_text(RULES_USED) != content:
         storage.write_text(RULES_USED, content)
 

@@ -45,8 +45,8 @@ def learn_importance(storage: Storage, name: str, *, config: ImportanceConfig, p
         "measured": told,
         "partitions": {"decided": len(partitions), "read": len(chosen)},
     }
-    storage.write_text(CLASSIFIER, json.dumps(content, sort_keys=True, indent=1) + "\n")
-    return Outcome(outputs=(CLASSIFIER,), counts={"images": len(kept)})
+    written = storage.write_text(CLASSIFIER, json.dumps(content, sort_keys=True, indent=1) + "\n")
+    return Outcome.of(written, counts={"images": len(kept)})
 
 
 def chosen_partitions(partitions: Sequence[str], config: ImportanceConfig) -> list[str]:
@@ -107,8 +107,8 @@ def weigh_partition(storage: Storage, name: str, *, importance: bool, duplicates
         weight_of = dict(zip(known["uid"].to_pylist(), known["weight"].to_pylist(), strict=True))
         columns["duplicates"] = np.array([weight_of.get(uid, 1.0) for uid in uids])
     columns["weight"] = columns["importance"] * columns["duplicates"]
-    write_table(storage, weights_file(name), pa.table({"uid": uids, **columns}).cast(WEIGHTS))
-    return Outcome(outputs=(weights_file(name),), counts={"weighed": len(uids)})
+    written = write_table(storage, weights_file(name), pa.table({"uid": uids, **columns}).cast(WEIGHTS))
+    return Outcome.of(written, counts={"weighed": len(uids)})
 
 
 def _classifier(storage: Storage) -> Importance:
@@ -159,9 +159,7 @@ def lay_weights(storage: Storage, name: str, *, dataset: str) -> Outcome:
                          "Run `winnow shard CONFIG` and `winnow weigh CONFIG` again.")  # fmt: skip
     sink = io.BytesIO()
     np.save(sink, np.array([weight_of[uid] for uid in uids], np.float32), allow_pickle=False)
-    path = shard_weights_file(dataset, name)
-    storage.write_bytes(path, sink.getvalue())
-    return Outcome(outputs=(path,), counts={"samples": len(uids)})
+    return Outcome.of(storage.write_bytes(shard_weights_file(dataset, name), sink.getvalue()), counts={"samples": len(uids)})
 
 
 def write_weights_index(storage: Storage, dataset: str) -> dict[str, Any]:

@@ -122,6 +122,7 @@ for _name, _text in {
     "score": "The decision log: verdict and reasons of every listed sample.",
     "shard": "The kept samples as webdataset shards.",
     "weigh": "Weights of kept samples, if `importance` or down-weighted duplicates ask for them.",
+    "words": "Words of captions before and after dropping, for the report.",
     "drift": "Are new images still like those the filters were certified on? A drift pauses promotion.",
     AUDIT_SAMPLES: "Images drawn by the trained model for captions of kept samples.",
     "regurgitation": "How close the samples come to training images.",

@@ -7,7 +7,7 @@ from tasks.data import download, embed, manifest
 from tasks.duplicates import duplicates
 from tasks.filtering import fit, score, shard
 from tasks.relabelling import drift, tell_drift
-from tasks.selection import similarity, weigh
+from tasks.selection import count, similarity, weigh
 from tasks.session import session
 
 
@@ -24,5 +24,6 @@ def curate(config: RunConfig) -> None:
         score(config)
         shard(config)
         weigh(config)
+        count(config)
         drift(config)
         tell_drift(config)

@@ -36,9 +36,9 @@ def compare_partition(storage: Storage, name: str, *, config: ClipConfig, weight
     features = flat.reshape(len(uids), -1) if uids else np.zeros((0, clip.dim), np.float16)
     similarity = similarities(clip, features, [captions[uid] or "" for uid in uids])
     table = pa.table({"uid": pa.array(uids, pa.string()), "similarity": pa.array(similarity, pa.float32())})
-    write_table(storage, similarity_file(name), table)
+    written = write_table(storage, similarity_file(name), table)
     facts: dict[str, Any] = {"device": clip.device.type, "precision": clip.precision, "torch": torch.__version__}
-    return Outcome(outputs=(similarity_file(name),), counts={"compared": len(uids)}, facts=facts)
+    return Outcome.of(written, counts={"compared": len(uids)}, facts=facts)
 
 
 def similarities(clip: Clip, features: np.ndarray, captions: Sequence[str]) -> np.ndarray:

@@ -20,6 +20,7 @@ from filters.label_page.settings import PageConfig
 from filters.learning import LearnConfig
 from filters.relabel import RelabelConfig
 from filters.rules import Rule, check_rules
+from filters.words import WordsConfig
 from models.clip_embedder import ClipConfig
 from models.recipes import RECIPES, STARTS_FROM
 from models.sampled import SampleConfig
@@ -59,6 +60,7 @@ class RunConfig:
     rules: tuple[Rule, ...] = ()
     """What captions and images must be like besides (docs/selection.md); every one that a pair breaks is a reason to drop it."""
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
     labels: str | None = None
     """A table (parquet or CSV) that answers instead of people: uid or url, and a column of 0 / 1 / empty for each filter."""
     label_store: str | None = None

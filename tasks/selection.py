@@ -2,11 +2,12 @@
 
 import time
 
-from filters import weighing
+from filters import weighing, words
 from filters.duplicate_stage import CHOOSE
 from filters.rules import needs_similarity
 from filters.ruling import settle_rules, write_rules_json
 from filters.weighing import lay_weights, learn_importance, plan_shard_weights, weigh_partition, write_weights_index
+from filters.words import count_words
 from models import caption_similarity
 from models.caption_similarity import compare_partition
 from models.clip_embedder import resolve_weights
@@ -17,9 +18,9 @@ from tasks.policy import stage_task
 from winnow.digests import digest
 from winnow.duplicates import duplicates_file
 from winnow.partitions import StageRun, run_step
-from winnow.receipts import Work, read_receipts
+from winnow.receipts import Work, list_done, read_receipts
 from winnow.rules import RuleUsed
-from winnow.run_files import FILTERS_USED
+from winnow.run_files import FILTERS_USED, manifest_index
 from winnow.storage import Storage
 from winnow.weights import shard_weights_index
 from winnow.workspace import open_workspace
@@ -98,6 +99,24 @@ def weigh_stage(config: RunConfig) -> StageRun:
     )
 
 
+def words_stage(config: RunConfig) -> StageRun:
+    """Counts the words of captions before and after dropping."""
+    storage = open_workspace(config.workspace)
+    partitions = upstream.partitions(storage)
+    decided = upstream.outputs(storage, "score", partitions)
+    weighed = {done.partition: done.output for done in list_done(storage, weighing.WEIGH)}
+    halvings = config.words.halvings(manifest_index(storage)["listed"])
+    works = [
+        Work(
+            name=name,
+            inputs={"decisions": decided[name], **({"weights": weighed[name]} if name in weighed else {})},
+            arguments={"groups": config.words.groups, "halvings": halvings, "weighted": name in weighed},
+        )
+        for name in partitions
+    ]
+    return run_step(count_words, works, storage, stage=words.STAGE, version=words.VERSION, workers=config.num_workers)
+
+
 def _classifier(storage: Storage, config: RunConfig, partitions: list[str]) -> list[Work]:
     """Learnt anew with other filters, another CLIP or other settings; not when partitions come."""
     if not config.importance.enabled:
@@ -112,3 +131,4 @@ def _classifier(storage: Storage, config: RunConfig, partitions: list[str]) -> l
 
 similarity = stage_task(similarity_stage, name="similarity")
 weigh = stage_task(weigh_stage, name="weigh")
+count = stage_task(words_stage, name="words")

@@ -6,7 +6,7 @@ from tasks.evaluation import regurgitation_stage, report_stage, sample_stage
 from tasks.filtering import fit_stage, score_stage, shard_stage
 from tasks.policy import Stage
 from tasks.relabelling import drift_stage
-from tasks.selection import similarity_stage, weigh_stage
+from tasks.selection import similarity_stage, weigh_stage, words_stage
 from tasks.training import train_stage
 
 STAGES: dict[str, Stage] = {
@@ -19,6 +19,7 @@ STAGES: dict[str, Stage] = {
     "score": score_stage,
     "shard": shard_stage,
     "weigh": weigh_stage,
+    "words": words_stage,
     "drift": drift_stage,
     "train": train_stage,
     "sample": sample_stage,

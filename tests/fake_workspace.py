@@ -16,11 +16,14 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 from safetensors.numpy import save
 
+from filters.weighing import lay_weights, weigh_partition, write_weights_index
+from filters.words import count_words
 from winnow.decisions import coarsened, schema, score_column
 from winnow.proof import promised_threshold
 from winnow.receipts import Receipt, Work, write_receipt
 from winnow.storage import Storage
 from winnow.tables import write_table
+from winnow.weights import CLASSIFIER
 from winnow.workspace import decisions, embeddings, manifest_part, raw_table, raw_tar
 
 FILTERS = ("people", "violence", "hate_symbol")
@@ -69,7 +72,9 @@ def make_workspace(root: Path | str, *, parts: int = 2, rows: int = 60, labels: 
     kept: list[tuple[str, str, str]] = []
     for name, listed in zip(names, parts_rows, strict=True):
         kept += _decide(storage, name, listed, filters, features)
+        _count_words(storage, name)
     _shards(storage, kept, {row["uid"]: row for listed in parts_rows for row in listed})
+    _weigh(storage, names)
     if trained:
         _train(storage, rng)
         _samples(storage, kept, rng)
@@ -421,6 +426,28 @@ def _decide(
     write_table(storage, decisions(name), pa.Table.from_pylist(table, schema(entry["name"] for entry in filters)))
     give_receipt(storage, "score", name, [decisions(name)], counts=counts, seconds=0.75)
     return kept
+
+
+def _count_words(storage: Storage, name: str) -> None:
+    arguments = {"groups": {"women": ["woman"]}, "halvings": 0, "weighted": False}
+    outcome = count_words(storage, name, **arguments)
+    give_receipt(storage, "words", name, outcome.outputs, counts=dict(outcome.counts), arguments=arguments, seconds=0.1)
+
+
+def _weigh(storage: Storage, names: list[str]) -> None:
+    """Weights by a classifier that was never fitted, beside the shards."""
+    measured = {"images": 0, "kept": 0, "note": "made up"}
+    classifier = {"coefficients": [0.5] * DIM, "intercept": 1.0, "scale": 0.7, "max_weight": 3.0, "measured": measured}
+    storage.write_text(CLASSIFIER, _json(classifier))
+    give_receipt(storage, "importance", "classifier", [CLASSIFIER])
+    arguments: dict[str, Any] = {"importance": True, "duplicates": False}
+    for name in names:
+        give_receipt(storage, "weigh", name, weigh_partition(storage, name, **arguments).outputs, arguments=arguments)
+    index = json.loads(storage.read_bytes("shards/kept/index.json"))
+    for shard in index["shards"]:
+        stem = shard["name"].removesuffix(".tar")
+        give_receipt(storage, "weigh-shard", stem, lay_weights(storage, stem, dataset="kept").outputs, arguments={"dataset": "kept"})
+    write_weights_index(storage, "kept")
 
 
 def _shards(storage: Storage, kept: list[tuple[str, str, str]], listed: dict[str, dict[str, Any]], size: int = 40) -> None:

@@ -31,13 +31,16 @@ from winnow.receipts import Done, Receipt, Work, list_done, read_receipts
 from winnow.run_files import read_json
 from winnow.storage import Storage
 from winnow.tables import read_table
+from winnow.weights import shard_weights_index
 from winnow.workspace import MANIFEST_INDEX, embeddings, manifest_part
 
 logger = logging.getLogger(__name__)
 
 LEFT_ALONE = ("train", "report")
 """Stages whose receipts keep the inputs they name: a model was trained on what it was trained on; the report is written anew."""
-OWN_EDITS = (MANIFEST, "download", "embed", "score", shards.STAGE, "sample", "regurgitation", *LEFT_ALONE)
+MADE_AGAIN = ("words", "weigh-shard")
+"""Stages whose files cannot be edited but are quickly made again, by `winnow words` and `winnow weigh`: what held a sample goes."""
+OWN_EDITS = (MANIFEST, "download", "embed", "score", shards.STAGE, *MADE_AGAIN, "sample", "regurgitation", *LEFT_ALONE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +128,7 @@ def apply(storage: Storage, event: Event, *, forget_labels: ForgetLabels) -> Non
     _forget_elsewhere(amender, uids, set(manifest_rows(storage)))
     _forget_features(amender, uids)
     _forget_shards(amender, set(listed))
+    _forget_what_is_made_again(amender, set(listed))
     forget_samples(amender, uids)
     _remove_pages(storage, uids)
     _remove_journals(storage, set(listed))
@@ -249,6 +253,19 @@ def _forget_shards(amender: Amender, affected: Collection[str]) -> None:
             datasets.add(path.split("/")[1])
     for dataset in sorted(datasets):
         shards.write_index(storage, dataset)
+
+
+def _forget_what_is_made_again(amender: Amender, affected: Collection[str]) -> None:
+    """Counts of words and weights beside shards, of partitions concerned. Without its index no training takes the weights for whole."""
+    for stage in MADE_AGAIN:
+        for name in sorted(amender.partitions(stage)):
+            receipt = amender.receipt(stage, name)
+            made_of = {name, *(key.partition("/")[2] for key in (receipt.inputs if receipt else ()))}
+            if receipt is not None and not made_of.isdisjoint(affected):
+                files: dict[str, bytes | Path | None] = dict.fromkeys(receipt.outputs)
+                if stage == "weigh-shard":
+                    files[shard_weights_index(receipt.arguments["dataset"])] = None
+                amender.drop(stage, name, Edits(files=files))
 
 
 def _write_group(storage: Storage, work: Work, standing: Done | None) -> Receipt:

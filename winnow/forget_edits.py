@@ -95,7 +95,7 @@ def decision_edits(storage: Storage, partition: str, gone: Gone) -> Edits:
     due = [_tombstone(row, gone[row["uid"]]) if row["uid"] in gone else row for row in rows]
     verdicts = Counter(row["verdict"] for row in due)
     reasons = Counter(reason for row in due if row["verdict"] == "dropped" for reason in row["reasons"])
-    filters = [column.removeprefix("score_") for column in table.column_names if column.startswith("score_")]
+    filters = [column.partition("_")[2] for column in table.column_names if column.startswith(("score_", "value_"))]
     counts = {verdict: verdicts[verdict] for verdict in ("kept", "dropped", "failed")}
     counts |= {f"dropped_by_{name}": reasons[name] for name in filters} | {slug: reasons[slug] for slug in SLUGS if reasons[slug]}
     return Edits(files={path: table_bytes(pa.Table.from_pylist(due, table.schema))} if due != rows else {}, counts=counts)

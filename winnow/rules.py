@@ -36,6 +36,11 @@ class RuleUsed:
             return value not in self.any_of
         return (self.min is not None and value < self.min) or (self.max is not None and value > self.max)
 
+    def settled(self) -> dict[str, Any]:
+        """What decides verdicts: without how a limit was found. JSON-able; what was not asked for is left out."""
+        said = {"name": self.name, "min": self.min, "max": self.max, "any_of": list(self.any_of)}
+        return {key: value for key, value in said.items() if value not in (None, [])}
+
     @property
     def limits(self) -> str:
         """In words."""

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from winnow.errors import ShardError
-from winnow.storage import Storage
+from winnow.storage import Storage, Written
 
 
-def write_table(storage: Storage, path: str, table: pa.Table) -> None:
+def write_table(storage: Storage, path: str, table: pa.Table) -> Written:
     """Writes a table whole, as `table_bytes` makes it."""
-    storage.write_bytes(path, table_bytes(table))
+    return storage.write_bytes(path, table_bytes(table))
 
 
 def table_bytes(table: pa.Table) -> bytes:

@@ -264,3 +264,21 @@ def whisker(share: float | None, low: float, high: float, top: float, mark: floa
     return Markup(
         f'<svg class="whisker" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(words)}">' + "".join(body) + "</svg>"
     )
+
+
+def shift(change: float, low: float, high: float, way: str) -> Markup:
+    """A relative change with its interval, for a table's cell: on a logarithmic axis from an eighth to eight times."""
+    width, height = 150.0, 16.0
+
+    def x_of(value: float) -> float:
+        return width / 2 + (width / 2 - 6) * max(-3.0, min(3.0, math.log2(max(value + 1, 1e-9)))) / 3
+
+    body = [
+        _line(width / 2, 0, width / 2, height, "mean"),
+        _bar(x_of(low), 6, x_of(high) - x_of(low), 4, "range"),
+        f'<circle cx="{x_of(change):.1f}" cy="8" r="4" class="point {way}"/>',
+    ]
+    words = f"changed by {change:+.0%}, between {low:+.0%} and {high:+.0%}"
+    return Markup(
+        f'<svg class="whisker" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(words)}">' + "".join(body) + "</svg>"
+    )
