@@ -12,6 +12,7 @@ import fsspec
 import yaml
 
 from winnow.errors import ManifestError
+from winnow.object_store import open_store
 from winnow.sources import FORMATS, Source, check_source
 
 MANIFEST_KEYS = ("name", "sources")
@@ -125,11 +126,24 @@ def _source(entry: Any, where: str, folder: Path) -> Source:
 
 def _files(path: str, where: str, folder: Path) -> tuple[str, ...]:
     full = path if "://" in path else str((folder / path).absolute())
-    filesystem, inner = fsspec.core.url_to_fs(full)
     try:
-        found = sorted(filesystem.glob(inner)) if "*" in path else [inner] if filesystem.isfile(inner) else []
+        found = _remote_files(full) if "://" in path else _local_files(full)
     except OSError as problem:
         raise ManifestError(f"{where}: {full} cannot be looked up: {problem}") from problem
     if not found:
         raise ManifestError(f"{where}: there is no file {full}. Paths are relative to the manifest's folder.")
-    return tuple(str(filesystem.unstrip_protocol(name)) if "://" in path else str(name) for name in found)
+    return tuple(found)
+
+
+def _local_files(full: str) -> list[str]:
+    filesystem = fsspec.filesystem("file")
+    return sorted(filesystem.glob(full)) if "*" in full else [full] if filesystem.isfile(full) else []
+
+
+def _remote_files(url: str) -> list[str]:
+    """Raises StorageError if the store does not answer: that is not an absent file."""
+    store = open_store(url)
+    if "*" not in url:
+        return [url] if store.find(store.root) is not None else []
+    found = store.call(f"listing {url}", "glob", store.root)
+    return sorted(str(store.filesystem.unstrip_protocol(name)) for name in found)

@@ -201,6 +201,11 @@ def _describe(problem: BaseException) -> str:
 class GenericStore(ObjectStore):
     """Any filesystem of fsspec, by what all of them can do. No conditional writes."""
 
+    def open(self, path: str) -> BinaryIO:
+        # Not by ranges: a web server may know neither ranges nor sizes.
+        with self.telling(f"reading {path}"):
+            return cast(BinaryIO, self.filesystem.open(path, "rb"))
+
     def list_files(self, folder: str, *, deep: bool) -> list[str]:
         try:
             if deep:

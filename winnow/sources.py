@@ -9,15 +9,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from winnow.errors import ManifestError
+from winnow.object_store import open_store
 
 FORMATS = ("parquet", "csv", "tsv", "coco")
 SOURCE_COLUMNS = ("url", "caption", "licence", "sha256")
@@ -63,8 +63,11 @@ class Batch:
 
 
 def open_file(path: str) -> BinaryIO:
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return cast(BinaryIO, filesystem.open(inner, "rb"))
+    """A list of urls, wherever it is. Raises StorageError if its store does not answer."""
+    if "://" not in path:
+        return open(path, "rb")
+    store = open_store(path)
+    return store.open(store.root)
 
 
 def check_source(source: Source) -> None:
