@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from winnow.run_files import read_json_if_any
 from winnow.storage import Storage
 from winnow.tables import read_table
+from winnow.weights import CLASSIFIER
 from winnow.words import words_file
 
 SHOWN = 14
@@ -51,17 +51,18 @@ def gather_words(storage: Storage, partitions: list[str]) -> dict[str, Any] | No
         "fell": fell[:SHOWN],
         "rose": rose[: SHOWN // 2],
         "groups": [_entry(key[1], counts[key], totals, z) for key in groups] if kept else [],
-        "weighted": _weighted(counts, totals, common) if read_json_if_any(storage, "weights/classifier.json") and kept else None,
+        "weighted": _weighted(counts, totals, common) if storage.exists(CLASSIFIER) and kept else None,
     }
 
 
 def merged(storage: Storage, partitions: list[str]) -> tuple[dict[tuple[str, str], np.ndarray], int]:
     """(kind, word) -> counts of COLUMNS over all partitions; and by how many captions a rare word may be counted too few.
 
-    Memory is bounded by lossy counting (Manku and Motwani, 2002): when there are too many words, all counts fall by one and what
-    has none left goes. No word in more captions than that number is lost.
+    Memory is bounded by lossy counting (Manku and Motwani, 2002): whenever there are too many words, those go whose count, with what
+    may have been lost before they were met, is at most the number of times that this happened. No word in more captions is lost.
     """
     found: dict[tuple[str, str], np.ndarray] = {}
+    before_met: dict[tuple[str, str], int] = {}
     forgotten = 0
     for partition in partitions:
         table = read_table(storage, words_file(partition))
@@ -69,9 +70,12 @@ def merged(storage: Storage, partitions: list[str]) -> tuple[dict[tuple[str, str
         for kind, word, row in zip(table["kind"].to_pylist(), table["word"].to_pylist(), values, strict=True):
             before = found.get((kind, word))
             found[kind, word] = row if before is None else before + row
+            if before is None and forgotten:
+                before_met[kind, word] = forgotten
         while len(found) > MOST_WORDS:
             forgotten += 1
-            found = {key: row for key, row in found.items() if key[0] != "word" or row[0] > forgotten}
+            found = {key: row for key, row in found.items() if key[0] != "word" or row[0] + before_met.get(key, 0) > forgotten}
+            before_met = {key: lost for key, lost in before_met.items() if key in found}
     return found, forgotten
 
 
