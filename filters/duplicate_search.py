@@ -9,7 +9,6 @@ with homes and visitors. Both find a pair whichever of its images is new.
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ import torch
 
 from filters.duplicate_waves import GONE, Waves, read_waves
 from filters.duplicates import PAIR, DuplicateConfig, Images, Limits, best_neighbours, near_pairs
+from winnow import cell_files
 from winnow.digests import digest
 from winnow.duplicates import CENTROIDS, cells_file, pairs_file
 from winnow.errors import ConfigError, ShardError
@@ -126,15 +126,12 @@ def assign_cells(storage: Storage, name: str, *, centroids: str, nprobe: int, bl
     home = np.tile(np.arange(wanted) == 0, len(images))
     cell = nearest.ravel()
     order = np.lexsort((row, cell))
-    records = np.empty(len(order), _record(images.vectors.shape[1]))
+    records = np.empty(len(order), cell_files.record(images.vectors.shape[1]))
     for field, values in (("uid", images.uids), ("vector", images.vectors), ("dhash", images.dhashes), ("pixels", images.pixels)):
         records[field] = values[row[order]]
     records["home"], records["cell"] = home[order], cell[order]
     starts = np.searchsorted(_block_of(records["cell"], cells.shape[1], blocks), np.arange(blocks + 1)).astype(np.int64)
-    sink = io.BytesIO()
-    np.save(sink, starts, allow_pickle=False)
-    np.save(sink, records, allow_pickle=False)
-    storage.write_bytes(cells_file(name), sink.getvalue())
+    storage.write_bytes(cells_file(name), cell_files.to_bytes(starts, records))
     return Outcome(outputs=(cells_file(name),), counts={"assigned": len(images)})
 
 
@@ -242,10 +239,6 @@ def _centroids(storage: Storage, sha256: str) -> np.ndarray:
     return found
 
 
-def _record(dim: int) -> np.dtype[Any]:
-    return np.dtype([("uid", "S32"), ("dhash", "u8"), ("pixels", "i8"), ("cell", "i4"), ("home", "?"), ("vector", "f2", (dim,))])
-
-
 def _block_of(cell: np.ndarray, cells: int, blocks: int) -> np.ndarray:
     return (cell.astype(np.int64) * blocks) // cells
 
@@ -254,12 +247,10 @@ def _read_block(storage: Storage, partitions: Sequence[tuple[int, str]], block: 
     """Records of a range of cells from all these partitions, sorted by cell, with the partition's number: one short read of each file."""
     parts = []
     for number, partition in partitions:
-        with storage.open(cells_file(partition)) as stream:
-            starts = np.load(stream, allow_pickle=False)
-            rows = _read_slice(stream, int(starts[block]), int(starts[block + 1]))
+        rows = cell_files.read_block(storage, cells_file(partition), block)
         if len(rows):
             parts.append((number, rows))
-    kind = parts[0][1].dtype if parts else _record(1)
+    kind = parts[0][1].dtype if parts else cell_files.record(1)
     every = np.empty(sum(len(rows) for _, rows in parts), [("partition", "i4"), *kind.descr])
     start = 0
     for number, rows in parts:
@@ -268,16 +259,6 @@ def _read_block(storage: Storage, partitions: Sequence[tuple[int, str]], block: 
         every["partition"][start : start + len(rows)] = number
         start += len(rows)
     return every[np.argsort(every["cell"], kind="stable")]
-
-
-def _read_slice(stream: BinaryIO, start: int, stop: int) -> np.ndarray:
-    """Rows of the array that begins where the stream stands."""
-    version = np.lib.format.read_magic(stream)
-    assert version == (1, 0), "short headers"
-    _, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    stream.seek(start * dtype.itemsize, io.SEEK_CUR)
-    data = stream.read((stop - start) * dtype.itemsize)
-    return np.frombuffer(data, dtype)
 
 
 def _cell(records: np.ndarray, cell: int) -> tuple[Images, Images]:

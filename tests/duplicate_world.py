@@ -69,7 +69,9 @@ def add_images(world: Planted, name: str, pictures: Sequence[int], *, seed: int 
     nothing = pa.array([None] * len(uids), pa.string())
     manifest = {"uid": uids, "url": [url_of(uid) for uid in uids], "caption": nothing, "source": nothing, "licence": nothing}
     write_table(world.storage, manifest_part(name), pa.table(manifest))
-    write_table(world.storage, raw_table(name), pa.table({"uid": uids, "status": ["downloaded"] * len(uids), "cause": nothing}))
+    fetched = {"uid": uids, "status": ["downloaded"] * len(uids), "cause": nothing, "detail": nothing, "sha256": nothing}
+    fetched |= {"width": [row[3] for row in rows], "height": [row[3] for row in rows]}
+    write_table(world.storage, raw_table(name), pa.table(fetched))
     write_rows(world.storage, name, rows, dim)
     world.partitions.append(name)
 

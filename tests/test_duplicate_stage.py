@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from filters.catalog import FILTERS
@@ -14,11 +16,14 @@ from filters.learning import _shared_groups
 from filters.search import Features, join_features, read_features
 from tests.duplicate_world import add_images, copy_of, part_name, planted_world, write_rows
 from tests.filter_world import withdraw
+from winnow import cell_files
+from winnow.cell_files import without
 from winnow.duplicates import (
     CENTROIDS,
     CONTAMINATION,
     WAVES,
     bound_together,
+    cells_file,
     contamination_file,
     copy_reasons,
     duplicates_file,
@@ -26,6 +31,7 @@ from winnow.duplicates import (
     pairs_file,
     reference_file,
 )
+from winnow.forget_edits import rows_edits
 from winnow.partitions import run_step
 from winnow.receipts import list_done
 from winnow.reported import write_reported
@@ -341,3 +347,21 @@ def test_a_filter_hangs_on_groups_of_its_own_labels_alone():
     bound = {"a": "a", "b": "a", "c": "c", "d": "c"}
     assert _shared_groups({"a", "b", "c", "e"}, bound) == [["a", "b"]]
     assert _shared_groups({"a", "c"}, bound) == []
+
+
+def test_what_is_forgotten_leaves_the_files_of_the_search_too_and_their_blocks_stay_right(world):
+    find(world, CELLS)
+    gone = set(sorted(world.truth)[::7])
+    for name in world.partitions:
+        path = cells_file(name)
+        content = without(world.storage, path, gone)
+        world.storage.write_bytes("cut.npy", content)
+        blocks = len(np.load(io.BytesIO(content), allow_pickle=False)) - 1
+        for block in range(blocks):
+            before, after = (cell_files.read_block(world.storage, file, block) for file in (path, "cut.npy"))
+            assert after.tobytes() == before[[uid.decode() not in gone for uid in before["uid"]]].tobytes()
+        assert without(world.storage, "cut.npy", gone) is None
+    path = next(path for path in world.storage.walk("duplicates/pairs"))
+    left = pq.read_table(io.BytesIO(rows_edits(world.storage, path, gone).files[path]))
+    assert not gone & {*left["worse"].to_pylist(), *left["better"].to_pylist()}
+    assert 0 < left.num_rows < read_table(world.storage, path).num_rows

@@ -12,6 +12,7 @@ from filters import catalog
 from filters.audit_batch import AuditPlan
 from filters.catalog import FILTERS
 from filters.drift import DriftConfig
+from filters.duplicates import DuplicateConfig
 from filters.labels import LabelStore
 from filters.learning import LabelPlan, LearnConfig
 from filters.promotion import paused_by, read_promotions
@@ -50,6 +51,7 @@ def run(tmp_path_factory):
             manifest=str(root / "manifest.yaml"),
             workers=1,
             embed=ClipConfig(model="demo"),
+            duplicates=DuplicateConfig(mode="off"),
             filters=(NAME,),
             labels=world.truth_file,
             learn=LearnConfig(

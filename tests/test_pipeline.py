@@ -28,7 +28,7 @@ with socket.create_server(("127.0.0.1", 0)) as _free:
 WORLD = WorldConfig(num_scenes=640, fault_share=0.06, hate_symbol_share=0.05)
 LISTED = 600
 """The first of them are listed at first; the server serves all."""
-CURATE = ("manifest", "download", "embed", "fit", "score", "shard", "drift")
+CURATE = ("manifest", "download", "embed", "duplicates", "fit", "score", "shard", "drift")
 
 
 def small(workspace: Path) -> RunConfig:

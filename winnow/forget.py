@@ -15,6 +15,7 @@ from pathlib import Path
 
 from winnow import resharding, shards
 from winnow.amending import ALL, Amender, Edits
+from winnow.cell_files import without
 from winnow.digests import digest
 from winnow.errors import ConfigError
 from winnow.forget_edits import Gone, decision_edits, download_edits, feature_edits, manifest_edits, rows_edits
@@ -31,7 +32,6 @@ from winnow.receipts import Done, Receipt, Work, list_done, read_receipts
 from winnow.run_files import read_json
 from winnow.storage import Storage
 from winnow.tables import read_table
-from winnow.weights import shard_weights_index
 from winnow.workspace import MANIFEST_INDEX, embeddings, manifest_part
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 LEFT_ALONE = ("train", "report")
 """Stages whose receipts keep the inputs they name: a model was trained on what it was trained on; the report is written anew."""
 MADE_AGAIN = ("words", "weigh-shard")
-"""Stages whose files cannot be edited but are quickly made again, by `winnow words` and `winnow weigh`: what held a sample goes."""
+"""Stages whose files cannot be edited but are quickly made again (filters/forget_derived.py)."""
 OWN_EDITS = (MANIFEST, "download", "embed", "score", shards.STAGE, *MADE_AGAIN, "sample", "regurgitation", *LEFT_ALONE)
 
 
@@ -103,13 +103,15 @@ def start(storage: Storage, planned: Plan, *, slug: str, reason: str, erase_labe
 
 
 ForgetLabels = Callable[[Collection[str], Collection[str], Collection[str]], None]
+Redo = Callable[[Amender, Collection[str]], None]
 
 
-def apply(storage: Storage, event: Event, *, forget_labels: ForgetLabels) -> None:
+def apply(storage: Storage, event: Event, *, forget_labels: ForgetLabels, redo: Redo) -> None:
     """Brings every artefact up to date with the record, but for the report. May be called again after a kill, with the same result.
 
     Args:
         forget_labels: takes uids, captions and pictures (paths in the workspace) out of the label store.
+        redo: runs the stages of MADE_AGAIN again where they had to do with these partitions.
     """
     gone: dict[str, dict[str, str]] = {}
     for row in read_rows(storage, event):
@@ -128,7 +130,7 @@ def apply(storage: Storage, event: Event, *, forget_labels: ForgetLabels) -> Non
     _forget_elsewhere(amender, uids, set(manifest_rows(storage)))
     _forget_features(amender, uids)
     _forget_shards(amender, set(listed))
-    _forget_what_is_made_again(amender, set(listed))
+    redo(amender, set(listed))
     forget_samples(amender, uids)
     _remove_pages(storage, uids)
     _remove_journals(storage, set(listed))
@@ -220,6 +222,8 @@ def _table_edits(amender: Amender, stage: str, name: str, uids: Collection[str])
     for path in [] if receipt is None else receipt.outputs:
         if path.endswith(".parquet"):
             files |= rows_edits(amender.storage, path, uids).files
+        elif path.startswith("duplicates/cells/") and amender.storage.exists(path) and (left := without(amender.storage, path, uids)):
+            files[path] = left
     return Edits(files=files)
 
 
@@ -253,19 +257,6 @@ def _forget_shards(amender: Amender, affected: Collection[str]) -> None:
             datasets.add(path.split("/")[1])
     for dataset in sorted(datasets):
         shards.write_index(storage, dataset)
-
-
-def _forget_what_is_made_again(amender: Amender, affected: Collection[str]) -> None:
-    """Counts of words and weights beside shards, of partitions concerned. Without its index no training takes the weights for whole."""
-    for stage in MADE_AGAIN:
-        for name in sorted(amender.partitions(stage)):
-            receipt = amender.receipt(stage, name)
-            made_of = {name, *(key.partition("/")[2] for key in (receipt.inputs if receipt else ()))}
-            if receipt is not None and not made_of.isdisjoint(affected):
-                files: dict[str, bytes | Path | None] = dict.fromkeys(receipt.outputs)
-                if stage == "weigh-shard":
-                    files[shard_weights_index(receipt.arguments["dataset"])] = None
-                amender.drop(stage, name, Edits(files=files))
 
 
 def _write_group(storage: Storage, work: Work, standing: Done | None) -> Receipt:

@@ -78,9 +78,11 @@ def rows_edits(storage: Storage, path: str, gone: Collection[str], *, count: str
     if not storage.exists(path):
         return Edits()
     table = read_table(storage, path)
-    if "uid" not in table.column_names:
-        return Edits()
-    left = table.filter(pc.invert(pc.is_in(table["uid"], pa.array(list(gone), table["uid"].type)))).combine_chunks()
+    left = table
+    for column in ("uid", "worse", "better"):  # the last two: pairs of near-duplicates
+        if column in table.column_names:
+            left = left.filter(pc.invert(pc.is_in(left[column], pa.array(list(gone), left[column].type))))
+    left = left.combine_chunks()
     files = {path: table_bytes(left)} if left.num_rows < table.num_rows else {}
     return Edits(files=files, counts={count: left.num_rows} if count else {})
 
