@@ -14,11 +14,11 @@ from filters.learning import FilterRun, current_runs, learn_filters
 from models.clip_embedder import ClipConfig, Weights, loaded_clip, resolve_weights
 from models.embedding import feature_digest
 from tasks import upstream
-from tasks.config import RunConfig
+from tasks.config import RunConfig, label_store_path
 from tasks.duplicates import settle_duplicates
 from tasks.policy import stage_task
 from tasks.selection import settled_rules
-from winnow import resharding, shards
+from winnow import forgotten, resharding, shards
 from winnow.errors import ConfigError
 from winnow.manifest import manifest_rows
 from winnow.partitions import StageRun, run_step
@@ -92,6 +92,7 @@ def shard_stage(config: RunConfig) -> StageRun:
     works = resharding.plan_shards(
         config.shard,
         rows=manifest_rows(storage),
+        holes=forgotten.holes(storage),
         raw=upstream.outputs(storage, "download", partitions),
         decided=upstream.outputs(storage, "score", partitions),
     )
@@ -107,15 +108,6 @@ def filter_runs(storage: Storage, config: RunConfig) -> list[FilterRun]:
     if missing:
         raise ConfigError(f"the filter {missing[0]} has no version yet: run `winnow fit CONFIG` first")
     return runs
-
-
-def label_store_path(storage: Storage, config: RunConfig) -> str:
-    """Where the labels are: SQLite needs a local disk."""
-    if config.label_store is not None:
-        return config.label_store
-    if not storage.is_local:
-        raise ConfigError(f"labels of {storage.url} need a file on a local disk: give its path (label_store: in the config)")
-    return storage.full("labels/labels.sqlite")
 
 
 def _labeller(storage: Storage, config: RunConfig, partitions: list[str]) -> Labeller | None:

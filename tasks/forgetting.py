@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filters.forget_derived import redo_derived
 from filters.forget_labels import forget_in_labels
 from filters.labels import LabelStore
 from tasks.config import RunConfig, read_config, run_config
@@ -97,7 +98,8 @@ def complete(storage: Storage, config: RunConfig) -> list[Event]:
 
 
 def _apply(storage: Storage, config: RunConfig, event: Event) -> Event:
-    forget.apply(storage, event, forget_labels=functools.partial(_forget_labels, storage, config, erase=event.erase_labels))
+    labels = functools.partial(_forget_labels, storage, config, erase=event.erase_labels)
+    forget.apply(storage, event, forget_labels=labels, redo=redo_derived)
     # The report pictures samples: it is written again, if there is one that can know of them.
     if list_done(storage, "report") and any(row["was"] != UNDECIDED for row in read_rows(storage, event)):
         report_stage(config)
