@@ -1,6 +1,7 @@
 """The guarding opener: where it may go, how long it waits, how much it takes, and what it calls each failure."""
 
 import contextlib
+import email.utils
 import ipaddress
 import itertools
 import socket
@@ -174,7 +175,21 @@ def test_other_schemes_are_refused(url: str) -> None:
         urllib.request.urlopen(urllib.request.Request(url))
 
 
-@pytest.mark.parametrize("url", ["", "a.jpg", "//host/x", "http:///x", "http://[::1", "http://a:b/", "http://a:70000/", "http://a:0/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "a.jpg",
+        "//host/x",
+        "http:///x",
+        "http://[::1",
+        "http://a:b/",
+        "http://a:70000/",
+        "http://a:0/",
+        "http://a/x\n.jpg",
+        "http://a/\x00",
+    ],
+)
 def test_what_is_no_url_is_called_broken(url: str) -> None:
     with pytest.raises(FetchError, match="broken_url"):
         check_url(url)
@@ -333,8 +348,14 @@ def test_a_stopped_opener_fetches_nothing_more() -> None:
 
 
 def test_passing_causes_are_those_that_a_moment_may_mend() -> None:
-    assert [slug for slug in ("timeout", "reset", "incomplete", "postponed", "http_429", "http_503", "dns_temporary") if not is_passing(slug)] == []
-    assert [slug for slug in ("dns", "refused", "http_404", "http_410", "private_address", "too_large", "tls", "truncated", "robots", "opt_out") if is_passing(slug)] == []
+    assert [
+        slug for slug in ("timeout", "reset", "incomplete", "postponed", "http_429", "http_503", "dns_temporary") if not is_passing(slug)
+    ] == []
+    assert [
+        slug
+        for slug in ("dns", "refused", "http_404", "http_410", "private_address", "too_large", "tls", "truncated", "robots", "opt_out")
+        if is_passing(slug)
+    ] == []
 
 
 def test_a_detail_is_one_short_printable_line() -> None:
@@ -358,6 +379,125 @@ def test_the_request_says_who_asks_and_spells_other_scripts_in_ascii() -> None:
     lines = seen[0].decode("ascii").split("\r\n")
     assert lines[0] == "GET /gr%C3%B6%C3%9Fe%20und/x.jpg?q=%C3%A9 HTTP/1.1"
     assert "User-Agent: winnow test (mail@example.org)" in lines
+
+
+# Connections that are used again
+
+KEPT = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def keeping(answers: list[bytes], connections: list[int]) -> Reply:
+    """Answers one request after the other on a connection, each with the next answer; an empty one hangs up."""
+    turns = iter(answers)
+
+    def reply(connection: socket.socket, request: bytes) -> None:
+        connections.append(id(connection))
+        while request:
+            answer = next(turns)
+            if not answer:
+                return
+            connection.sendall(answer)
+            request = connection.recv(65536)
+
+    return reply
+
+
+REUSED: dict[str, tuple[list[bytes], list[str], int]] = {
+    "kept": ([KEPT] * 3, ["hello"] * 3, 1),
+    "chunks": ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", KEPT], ["hello"] * 2, 1),
+    "an error page": ([b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno", KEPT], ["http_404", "hello"], 1),
+    "a long error page": ([b"HTTP/1.1 404 No\r\nContent-Length: 99999\r\n\r\nno", KEPT], ["http_404", "hello"], 2),
+    "a redirect": ([b"HTTP/1.1 302 Go\r\nContent-Length: 0\r\nLocation: /there\r\n\r\n", KEPT, KEPT], ["hello"] * 2, 1),
+    "closing": ([b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello", KEPT], ["hello"] * 2, 2),
+    "an old server": ([OK, KEPT], ["hello"] * 2, 2),
+    "closed without a word": ([KEPT, b"", KEPT], ["hello"] * 2, 2),
+    "too large": ([b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n", KEPT], ["too_large", "hello"], 2),
+    "more than announced": ([KEPT + b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother", KEPT], ["hello"] * 2, 2),
+}
+
+
+@pytest.mark.parametrize(("answers", "found", "connections"), REUSED.values(), ids=REUSED)
+def test_a_connection_is_used_again_if_all_was_read_that_it_said(answers: list[bytes], found: list[str], connections: int) -> None:
+    opened: list[int] = []
+    seen = []
+    with serving(keeping(answers, opened)) as port:
+        opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",), timeout_seconds=2, max_bytes=1_000))
+        for _ in found:
+            try:
+                seen.append(opener.open(f"http://127.0.0.1:{port}/").read().decode())
+            except FetchError as problem:
+                seen.append(problem.slug)
+        opener.close()
+    assert (seen, len(opened)) == (found, connections)
+
+
+def test_a_new_connection_that_closes_without_a_word_is_a_failure() -> None:
+    with serving(b"") as port:
+        assert refusal(port).slug == "reset"
+
+
+def test_idle_connections_are_few_and_young(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle(connections.Connection):
+        closed = False
+        is_quiet = True  # type: ignore[assignment]
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(connections, "MAX_IDLE", 3)
+    pool = connections.Pool()
+    made = [Idle(("http", f"h{number}", 80), lambda *_: pytest.fail("connected"), None) for number in range(5)]
+    for one in made:
+        pool.put(one)
+    assert [one.closed for one in made] == [True, True, False, False, False]
+    assert pool.take(("http", "h0", 80)) is None
+    assert pool.take(("http", "h4", 80)) is made[4]
+    made[3].idle_since -= connections.IDLE_SECONDS + 1
+    assert pool.take(("http", "h3", 80)) is None and made[3].closed
+    pool.close()
+    assert made[2].closed
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("soon", None),
+        ("", None),
+        ("-5", None),
+        ("1e9", None),
+        (None, None),
+    ],
+)
+def test_how_long_a_server_wants_to_be_left_alone(value: str | None, seconds: float | None) -> None:
+    header = f"Retry-After: {value}\r\n" if value is not None else ""
+    with serving(f"HTTP/1.0 503 Busy\r\n{header}\r\n".encode()) as port:
+        assert refusal(port).retry_after == seconds
+
+
+def test_a_date_in_the_future_is_so_many_seconds_away() -> None:
+    later = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    with serving(f"HTTP/1.0 429 Slow\r\nRetry-After: {later}\r\n\r\n".encode()) as port:
+        assert refusal(port).retry_after == pytest.approx(3600, abs=60)
+
+
+def test_headers_are_looked_at_before_the_body_is_read() -> None:
+    def look(headers: Any) -> None:
+        raise FetchError("opt_out", headers["X-Robots-Tag"])
+
+    with serving(b"HTTP/1.0 200 OK\r\nX-Robots-Tag: noai\r\nContent-Length: 100000\r\n\r\n") as port:
+        opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",), timeout_seconds=5))
+        with pytest.raises(FetchError, match="opt_out: noai"):
+            opener.ask(f"http://127.0.0.1:{port}/", time.monotonic() + 5, look=look)
+
+
+def test_a_body_can_be_cut_instead_of_refused() -> None:
+    for head in (b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n"):
+        with serving(head + b"0123456789") as port:
+            opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",), timeout_seconds=5))
+            assert opener.follow(f"http://127.0.0.1:{port}/", time.monotonic() + 5, max_bytes=4).body == b"0123"
 
 
 @pytest.fixture(scope="module")
