@@ -13,6 +13,7 @@ import torch
 
 from models import embedding
 from models.clip_embedder import Clip, ClipConfig
+from winnow.errors import ConfigError
 from winnow.partitions import Outcome
 from winnow.rules import SIMILARITY_STEP, similarity_file
 from winnow.storage import Storage
@@ -26,7 +27,11 @@ TEXTS = 256
 
 
 def compare_partition(storage: Storage, name: str, *, config: ClipConfig, weights_sha256: str, weights_path: str) -> Outcome:
-    """Writes the similarities of a partition's images and captions. An image without a caption has that of the empty text."""
+    """Writes the similarities of a partition's images and captions. An image without a caption has that of the empty text.
+
+    Raises:
+        ConfigError: the embeddings are of another CLIP.
+    """
     clip = embedding._clip(config, weights_sha256, weights_path)
     embedded = read_table(storage, embeddings(name), ["uid", "feature"])
     uids = embedded["uid"].to_pylist()
@@ -34,6 +39,10 @@ def compare_partition(storage: Storage, name: str, *, config: ClipConfig, weight
     captions = dict(zip(listed["uid"].to_pylist(), listed["caption"].to_pylist(), strict=True))
     flat = embedded["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     features = flat.reshape(len(uids), -1) if uids else np.zeros((0, clip.dim), np.float16)
+    if features.shape[1] != clip.dim:
+        raise ConfigError(
+            f"{embeddings(name)} has features of {features.shape[1]} dimensions, {config.model} gives {clip.dim}: run `winnow embed CONFIG`"
+        )
     similarity = similarities(clip, features, [captions[uid] or "" for uid in uids])
     table = pa.table({"uid": pa.array(uids, pa.string()), "similarity": pa.array(similarity, pa.float32())})
     written = write_table(storage, similarity_file(name), table)

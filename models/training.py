@@ -116,6 +116,8 @@ def train(
     """
     data = read_data(shards, weighted=config.sample_weights)
     batch_size = check_world(config, data, world)
+    for url in data.unweighted if rank == 0 else ():
+        logger.warning("%s has no weights of its samples: each weighs 1", url)
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         trainer = Trainer(config, data, Path(out_dir), rank=rank, world=world, device=device, init_from=init_from)

@@ -9,7 +9,6 @@ A dataset is a folder of plain tars `NNNNN.tar` beside an `index.json`. Weights,
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,8 +18,6 @@ import numpy as np
 
 from winnow.configs import STRICT
 from winnow.errors import ConfigError, ShardError
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights/index.json"
 FINEST_SHARE = 1_000_000
@@ -122,6 +119,11 @@ class TrainingData:
         return any(weights is not None for weights in self.weights)
 
     @property
+    def unweighted(self) -> list[str]:
+        """Where datasets lie that have no weights although others have: each of their samples weighs 1."""
+        return [part.url for part, weights in zip(self.parts, self.weights, strict=True) if self.weighted and weights is None]
+
+    @property
     def weights_digest(self) -> str | None:
         """None: every sample weighs 1."""
         if not self.weighted:
@@ -155,9 +157,6 @@ def read_data(shards: str | Sequence[DataShare], *, weighted: bool = False) -> T
     data = TrainingData(parts=parts, shares=shares, weights=weights)
     if weighted and not data.weighted:
         raise ShardError(f"{data.url}: no {WEIGHTS} there, so samples have no weights; run `winnow weigh CONFIG`, or train without")
-    if weighted:
-        for part in (part for part, found in zip(parts, weights, strict=True) if found is None):
-            logger.warning("%s has no weights of its samples: each weighs 1", part.url)
     return data
 
 

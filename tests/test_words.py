@@ -160,10 +160,14 @@ def test_only_words_that_surely_changed_are_told_and_the_surest_first(tmp_path):
     knight = next(entry for entry in found["fell"] if entry["word"] == "knight")
     assert (knight["before"], knight["after"]) == (0.04, 0.004)
     assert knight["change"] == pytest.approx(-0.9)
-    # Weights bring knights back by half the way in logarithms, and barns all of it.
-    told = found["weighted"]
+    # Words that filters alone decide on, and that are still there: each as often as it stood before, 3040 in all.
+    told, before = found["weighted"], {"knight": 400, "barn": 2600, "noise": 40}
+    for column, key in ((2, "distance_kept"), (3, "distance_weighted")):
+        distance = sum(often * abs(math.log((counts[word][column] / 5000) / (often / 9000))) for word, often in before.items()) / 3040
+        assert told[key] == pytest.approx(distance)
     assert told["distance_weighted"] < told["distance_kept"]
-    assert {entry["word"] for entry in told["furthest"]} >= {"knight", "barn", "sword"}
+    assert [entry["word"] for entry in told["furthest"]] == ["knight", "noise", "barn"]
+    assert (told["words"], told["gone"]) == (3, 1)
     assert gather_words(storage, ["p0", "p1", "p2"]) is None
 
 

@@ -137,20 +137,21 @@ def _weighted(counts: dict[tuple[str, str], np.ndarray], totals: np.ndarray, com
     """How far words of kept captions are from those before filtering, without weights and with them.
 
     The distance is the mean of |log (share kept / share before)| over words, each as often as it stood before: 0.1 is "a tenth off".
+    Words of no kept caption are counted apart: no weight brings them back.
     """
     if not totals[1] or not totals[3]:
         return None
-    words, rows = [key[1] for key in common], np.array([counts[key] for key in common]).reshape(-1, len(COLUMNS))
-    there = rows[:, 1] > 0
-    words, rows = [word for word, use in zip(words, there, strict=True) if use], rows[there]
+    listed = [key for key in common if counts[key][1] > 0]
+    words = [key[1] for key in listed if counts[key][3] > 0]
     if not words:
         return None
-    # A half caption more on either side: a word that is gone has a distance, and no weight can bring it back.
-    before, kept, weighted = (np.log((rows[:, column] + 0.5) / (totals[column] + 0.5)) for column in (1, 2, 3))
+    rows = np.stack([counts["word", word] for word in words])
+    before, kept, weighted = (np.log(rows[:, column] / totals[column]) for column in (1, 2, 3))
     often = rows[:, 1] / rows[:, 1].sum()
     furthest = sorted(range(len(words)), key=lambda number: (-abs(kept[number] - before[number]), words[number]))[: SHOWN // 2]
     return {
         "words": len(words),
+        "gone": len(listed) - len(words),
         "distance_kept": float((often * np.abs(kept - before)).sum()),
         "distance_weighted": float((often * np.abs(weighted - before)).sum()),
         "furthest": [
