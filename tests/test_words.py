@@ -147,8 +147,8 @@ def test_only_words_that_surely_changed_are_told_and_the_surest_first(tmp_path):
         "knight": (400, 400, 20, 90.0),
         "sword": (60, 60, 0, 0.0),
         "barn": (3000, 2600, 1700, 1500.0),
-        "noise": (40, 40, 17, 17.0),
-        "rare": (9, 9, 0, 0.0),
+        "noise": (40, 40, 18, 18.0),
+        "rare": (8, 8, 0, 0.0),
     }
     for number in range(2):
         write_counts(storage, f"p{number}", {word: tuple(value / 2 for value in row) for word, row in counts.items()})
