@@ -13,10 +13,13 @@ copies are known, with the CLIP that was trained on such scenes. `cells` and `gr
 
 import argparse
 import io
+import multiprocessing
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +64,16 @@ def _marked(image: Image.Image, x: float, y: float, size: int, opacity: int) -> 
     return marked
 
 
+MODEL = ["demo"]
+"""Of --model: a CLIP that is on this machine."""
+
+
 def embedded(pictures: Iterator[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
-    """Float16 features of the demo's CLIP, and difference hashes."""
-    from models.clip_embedder import DEMO, ClipConfig, loaded_clip, resolve_weights
+    """Float16 features, and difference hashes."""
+    from models.clip_embedder import ClipConfig, loaded_clip, resolve_weights
     from models.embedding import embed_table
 
-    config = ClipConfig(model=DEMO)
+    config = ClipConfig(model=MODEL[0])
     clip = loaded_clip(config, resolve_weights(config))
 
     def samples() -> Iterator[tuple[str, bytes]]:
@@ -102,7 +109,7 @@ def quality(data: Path, cache: Path, changed: int) -> None:
             print(f"{number + 1} of {len(KINDS)} kinds", flush=True)
         np.savez(cache, **arrays)
     arrays = dict(np.load(cache))
-    print(f"{len(index):,} photos, {changed:,} of them changed in {len(KINDS)} ways; demo CLIP\n")
+    print(f"{len(index):,} photos, {changed:,} of them changed in {len(KINDS)} ways; CLIP {MODEL[0]}\n")
     truth = [
         _pairs(arrays[f"vectors{n}"], arrays[f"hashes{n}"], arrays["vectors"][chosen], arrays["hashes"][chosen]) for n in range(len(KINDS))
     ]
@@ -112,7 +119,11 @@ def quality(data: Path, cache: Path, changed: int) -> None:
     _grid(lambda cosine, hamming: f"{int(((wrong[0] >= cosine) & (wrong[1] <= hamming)).sum()):,}")
     print("\nMean recall over the kinds")
     _grid(lambda cosine, hamming: f"{np.mean([((c >= cosine) & (h <= hamming)).mean() for c, h in truth]):.3f}")
+    print("\nFalse near-duplicates of an image among 1 M and 250 M others, if cosine and hash were independent")
+    near, alike = _shares(images_of(arrays["vectors"], arrays["hashes"]), index["group"].to_numpy())
+    _grid(lambda cosine, hamming: f"{1e6 * near[cosine] * alike[hamming]:.1g}, {2.5e8 * near[cosine] * alike[hamming]:.2g}")
     limits = DuplicateConfig().limits
+    _show_wrong(images_of(arrays["vectors"], arrays["hashes"]), index, limits)
     print(f"\nRecall at the defaults (cosine {limits.min_cosine}, {limits.max_hamming} bits): both; cosine alone; hash alone")
     for kind, (cosines, hammings) in zip(KINDS, truth, strict=True):
         near, alike = cosines >= limits.min_cosine, hammings <= limits.max_hamming
@@ -128,23 +139,42 @@ def _pairs(vectors: np.ndarray, hashes: np.ndarray, originals: np.ndarray, origi
 def _wrong_pairs(images: Images, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and differing bits of all pairs of photos of different groups that one of the limits of the grid lets pass."""
     found = [(np.empty(0), np.empty(0))]
-    for limits in (Limits(min_cosine=min(COSINES), max_hamming=64),):
-        for rows, columns in near_rows(images, images, limits, same=True):
-            apart = groups[rows] != groups[columns]
-            rows, columns = rows[apart], columns[apart]
-            found.append(
-                (
-                    exact_cosines(images.vectors[rows], images.vectors[columns]),
-                    hash_distance(images.dhashes[rows], images.dhashes[columns])[0],
-                )
-            )
+    for rows, columns in near_rows(images, images, Limits(min_cosine=min(COSINES), max_hamming=64), same=True):
+        apart = groups[rows] != groups[columns]
+        rows, columns = rows[apart], columns[apart]
+        bits = hash_distance(images.dhashes[rows], images.dhashes[columns])[0]
+        found.append((exact_cosines(images.vectors[rows], images.vectors[columns]), bits))
     return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
 
 
+def _shares(images: Images, groups: np.ndarray) -> tuple[dict[float, float], dict[int, float]]:
+    """Of pairs of distinct photos the share at each cosine, and the share within each number of bits."""
+    near, alike, total = dict.fromkeys(COSINES, 0), dict.fromkeys(HAMMINGS, 0), 0
+    for row in range(len(images) - 1):
+        others = np.flatnonzero(groups[row + 1 :] != groups[row]) + row + 1
+        cosines = exact_cosines(np.tile(images.vectors[row], (len(others), 1)), images.vectors[others])
+        bits = hash_distance(np.full(len(others), images.dhashes[row]), images.dhashes[others])[0]
+        for cosine in COSINES:
+            near[cosine] += int((cosines >= cosine).sum())
+        for hamming in HAMMINGS:
+            alike[hamming] += int((bits <= hamming).sum())
+        total += len(others)
+    return {key: count / total for key, count in near.items()}, {key: count / total for key, count in alike.items()}
+
+
+def _show_wrong(images: Images, index: Any, limits: Limits) -> None:
+    """Names the distinct photos that are taken for near-duplicates: to be looked at."""
+    groups = index["group"].to_numpy()
+    for rows, columns in near_rows(images, images, limits, same=True):
+        for row, column in zip(rows, columns, strict=True):
+            if groups[row] != groups[column]:
+                print(f"  taken for near-duplicates: {index['file'][row]} and {index['file'][column]}")
+
+
 def _grid(cell: Callable[[float, int], str]) -> None:
-    print("        " + "".join(f"{hamming:>9}" for hamming in HAMMINGS))
+    print("        " + "".join(f"{hamming:>14}" for hamming in HAMMINGS))
     for cosine in COSINES:
-        print(f"  {cosine:.2f}  " + "".join(f"{cell(cosine, hamming):>9}" for hamming in HAMMINGS))
+        print(f"  {cosine:.2f}  " + "".join(f"{cell(cosine, hamming):>14}" for hamming in HAMMINGS))
 
 
 def _precision(arrays: dict[str, np.ndarray], chosen: np.ndarray, groups: np.ndarray, limits: Limits) -> None:
@@ -158,9 +188,8 @@ def _precision(arrays: dict[str, np.ndarray], chosen: np.ndarray, groups: np.nda
     for rows, columns in near_rows(pool, pool, limits, same=True):
         same = names[rows] == names[columns]
         right, wrong = right + int(same.sum()), wrong + int((~same).sum())
-    print(
-        f"\nPool of {len(pool):,} photos and variants: {right:,} pairs found rightly, {wrong:,} wrongly: precision {right / (right + wrong):.4f}"
-    )
+    found = f"{right:,} pairs found rightly, {wrong:,} wrongly"
+    print(f"\nPool of {len(pool):,} photos and variants: {found}: precision {right / (right + wrong):.4f}")
 
 
 def _other_features(data: Path, index: Any, limits: Limits) -> None:
@@ -192,15 +221,14 @@ def world(scenes: int) -> None:
     images = images_of(vectors, hashes)
     sizes = np.bincount(np.unique(groups, return_inverse=True)[1])
     planted = int((sizes * (sizes - 1) // 2).sum())
-    print(f"{scenes:,} drawn scenes, {planted:,} pairs planted (resized, cropped by up to 3 %); demo CLIP on what it was trained for")
+    print(f"{scenes:,} drawn scenes, {planted:,} pairs planted (resized, cropped by up to 3 %); CLIP {MODEL[0]}")
     for cosine, hamming in ((0.94, 64), (0.94, 10), (0.96, 10), (0.98, 10), (0.94, 12), (0.98, 12), (0.98, 6)):
         right = wrong = 0
         for rows, columns in near_rows(images, images, Limits(min_cosine=cosine, max_hamming=hamming), same=True):
             same = groups[rows] == groups[columns]
             right, wrong = right + int(same.sum()), wrong + int((~same).sum())
-        print(
-            f"  cosine {cosine}, {hamming:>2} bits: recall {right / planted:.3f}, precision {right / max(1, right + wrong):.3f} ({wrong:,} wrong)"
-        )
+        precision = right / max(1, right + wrong)
+        print(f"  cosine {cosine}, {hamming:>2} bits: recall {right / planted:.3f}, precision {precision:.3f} ({wrong:,} wrong)")
 
 
 def made_up(count: int, dim: int, copies: float, rng: np.random.Generator) -> Images:
@@ -242,57 +270,61 @@ def write_partitions(folder: Path, made: Images, rows: int) -> dict[str, str]:
     return digests
 
 
-def _searched(folder: Path, config: DuplicateConfig, digests: dict[str, str]) -> tuple[float, set[tuple[str, str]]]:
-    """CPU seconds, and the pairs."""
+def searched(folder: str, config: DuplicateConfig, digests: dict[str, str]) -> tuple[float, int, set[tuple[str, str]]]:
+    """CPU seconds, peak memory in MiB, and the pairs: of a search in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(_search, folder, config, digests).result()
+
+
+def _search(folder: str, config: DuplicateConfig, digests: dict[str, str]) -> tuple[float, int, set[tuple[str, str]]]:
+    import torch
+
     from filters.duplicate_stage import find_duplicates
     from winnow.storage import Storage
     from winnow.tables import read_table
 
-    storage = Storage(str(folder))
+    torch.set_num_threads(1)
+    storage = Storage(folder)
     began = time.process_time()
     find_duplicates(storage, config, digests, "made up")
-    seconds = time.process_time() - began
+    seconds, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     pairs: set[tuple[str, str]] = set()
     for path in storage.walk("duplicates/pairs"):
         table = read_table(storage, path, ["worse", "better"])
         pairs |= set(zip(table["worse"].to_pylist(), table["better"].to_pylist(), strict=True))
-    return seconds, pairs
+    return seconds, peak, pairs
 
 
 def cells(count: int, dim: int) -> None:
     """Recall of cells against the exact search."""
-    import shutil
-
     with tempfile.TemporaryDirectory() as scratch:
         made = made_up(count, dim, 0.2, np.random.default_rng(0))
         digests = write_partitions(Path(scratch), made, 5_000)
-        seconds, exact = _searched(Path(scratch), DuplicateConfig(exact_rows=10**9), digests)
-        print(
-            f"{count:,} x {dim}: exact {seconds:.1f} CPU s, {count / seconds:,.0f} rows/s, {count**2 / 2 / seconds / 1e6:,.0f} M pairs/s; {len(exact):,} pairs"
-        )
+        seconds, peak, exact = searched(scratch, DuplicateConfig(exact_rows=10**9), digests)
+        print(f"{count:,} x {dim}, {len(exact):,} pairs")
+        print(f"  exact: {seconds:.1f} CPU s, {count / seconds:,.0f} rows/s, {count**2 / 2 / seconds / 1e6:,.0f} M pairs/s, {peak:,} MiB")
         for nprobe in (1, 2, 3, 4, 8):
             shutil.rmtree(f"{scratch}/duplicates")
             shutil.rmtree(f"{scratch}/receipts")
-            seconds, found = _searched(Path(scratch), DuplicateConfig(exact_rows=1, cell_rows=512, nprobe=nprobe), digests)
-            print(
-                f"  nprobe {nprobe}: {seconds:.1f} CPU s, {count / seconds:,.0f} rows/s, recall {len(found & exact) / len(exact):.4f}, not in exact {len(found - exact)}"
-            )
+            config = DuplicateConfig(exact_rows=1, cell_rows=512, nprobe=nprobe)
+            seconds, peak, found = searched(scratch, config, digests)
+            recall, more = len(found & exact) / len(exact), len(found - exact)
+            line = f"  nprobe {nprobe}: {seconds:.1f} CPU s, {count / seconds:,.0f} rows/s, {peak:,} MiB"
+            print(f"{line}, recall {recall:.4f}, {more} not in exact")
 
 
 def growth(rows: int, dim: int) -> None:
     """Ten times the partitions, and one in a hundred more."""
-    for kind, config in (("exact", DuplicateConfig(exact_rows=10**9)), ("cells", DuplicateConfig(exact_rows=1, cell_rows=512, nprobe=2))):
+    for kind, config in (("exact", DuplicateConfig(exact_rows=10**9)), ("cells", DuplicateConfig(exact_rows=1, cell_rows=512))):
         for partitions in (10, 100):
             with tempfile.TemporaryDirectory() as scratch:
                 made = made_up((partitions + partitions // 100) * rows, dim, 0.2, np.random.default_rng(1))
                 digests = write_partitions(Path(scratch), made, rows)
-                first = dict(list(digests.items())[:partitions])
-                began, _ = _searched(Path(scratch), config, first)
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-                line = f"{kind}, {partitions} partitions of {rows:,}: {began:.1f} CPU s ({began / partitions:.2f} a partition), peak so far {peak:,} MiB"
+                seconds, peak, _ = searched(scratch, config, dict(list(digests.items())[:partitions]))
+                line = f"{kind}, {partitions} partitions of {rows:,}: {seconds:.1f} CPU s ({seconds / partitions:.2f} each), {peak:,} MiB"
                 if len(digests) > partitions:
-                    more, _ = _searched(Path(scratch), config, digests)
-                    line += f"; {len(digests) - partitions} more: {more:.2f} s ({more / began:.1%})"
+                    more, _, _ = searched(scratch, config, digests)
+                    line += f"; {len(digests) - partitions} more: {more:.2f} s ({more / seconds:.1%})"
                 print(line, flush=True)
 
 
@@ -305,7 +337,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=3_000, help="drawn scenes (world)")
     parser.add_argument("--rows", type=int, default=0, help="made-up images (cells: all, growth: a partition)")
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--model", default="demo", help="the CLIP (quality, world): demo, or ViT-B-16 where its weights are")
     arguments = parser.parse_args()
+    MODEL[0] = arguments.model
     import torch
 
     torch.set_num_threads(1)

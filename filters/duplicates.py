@@ -50,7 +50,7 @@ class DuplicateConfig:
 
     mode: Mode = "keep_best"
     """keep_best drops all of a group but the best; down_weight keeps all with weight 1 / size; mark only records; off does not search."""
-    min_cosine: float = 0.94
+    min_cosine: float = 0.95
     """Of CLIP features. Chosen with `max_hamming` from the curve in docs/near-duplicates.md."""
     max_hamming: int = 10
     """Bits of 64 in which the difference hashes may differ."""
