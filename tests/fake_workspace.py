@@ -458,7 +458,7 @@ def _shards(storage: Storage, kept: list[tuple[str, str, str]], listed: dict[str
     shards = []
     for number in range(0, len(kept), size):
         part = kept[number : number + size]
-        stem = f"shards/kept/{number // size:05d}"
+        stem = f"shards/kept/{number // size:05d}-000"
         members = [(f"{uid}.{kind}", raw[partition][f"{uid}.{kind}"]) for partition, uid, _ in part for kind in ("jpg", "json", "txt")]
         _write_tar(storage, f"{stem}.tar", members)
         columns = {
@@ -471,7 +471,7 @@ def _shards(storage: Storage, kept: list[tuple[str, str, str]], listed: dict[str
         give_receipt(storage, "shard", f"{number // size:05d}", [f"{stem}.tar", f"{stem}.parquet"], counts={"samples": len(part)})
         shards.append(
             {
-                "name": f"{number // size:05d}.tar",
+                "name": f"{number // size:05d}-000.tar",
                 "num_samples": len(part),
                 "bytes": storage.size(f"{stem}.tar"),
                 "sha256": storage.sha256(f"{stem}.tar"),

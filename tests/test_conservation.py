@@ -78,7 +78,7 @@ def test_withdrawn_pairs_must_have_no_decision(run: Storage) -> None:
 
 
 def test_a_kept_sample_missing_from_the_shards_is_named(run: Storage) -> None:
-    path = "shards/kept/00000.parquet"
+    path = "shards/kept/00000-000.parquet"
     table = read_table(run, path)
     write_table(run, path, table.slice(1))
     with pytest.raises(ConservationError, match=rf"shards/kept: 1 kept uids of decisions/.* are in no shard \({table['uid'][0].as_py()}\)"):
@@ -86,7 +86,7 @@ def test_a_kept_sample_missing_from_the_shards_is_named(run: Storage) -> None:
 
 
 def test_a_sample_in_two_shards_is_named(run: Storage) -> None:
-    path = "shards/kept/00000.parquet"
+    path = "shards/kept/00000-000.parquet"
     table = read_table(run, path)
     write_table(run, path, pa.concat_tables([table, table.slice(0, 1)]))
     with pytest.raises(ConservationError, match=rf"{path}: holds a sample that is not kept .* or that an earlier row holds"):
@@ -94,14 +94,14 @@ def test_a_sample_in_two_shards_is_named(run: Storage) -> None:
 
 
 def test_a_tar_whose_members_differ_from_its_table_is_named(run: Storage) -> None:
-    data = run.read_bytes("shards/kept/00000.tar")
-    uid = read_table(run, "shards/kept/00000.parquet")["uid"][0].as_py()
+    data = run.read_bytes("shards/kept/00000-000.tar")
+    uid = read_table(run, "shards/kept/00000-000.parquet")["uid"][0].as_py()
     assert data[:32] == uid.encode()
     # The header's checksum is the sum of its bytes: swapping two different digits of the name leaves it right.
     swap = next(i for i in range(1, 32) if uid[i] != uid[0])
     name = uid[swap] + uid[1:swap] + uid[0] + uid[swap + 1 :]
-    run.write_bytes("shards/kept/00000.tar", name.encode() + data[32:])
-    with pytest.raises(ConservationError, match=rf"00000.tar: 1 members missing \({uid}.jpg\)"):
+    run.write_bytes("shards/kept/00000-000.tar", name.encode() + data[32:])
+    with pytest.raises(ConservationError, match=rf"00000-000.tar: 1 members missing \({uid}.jpg\)"):
         check_conservation(run)
 
 

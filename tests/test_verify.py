@@ -72,11 +72,11 @@ def test_a_run_without_training_verifies(tmp_path: Path) -> None:
 
 
 def test_one_flipped_byte_in_a_shard_names_that_shard_and_no_other(run: Storage) -> None:
-    flip_byte(run, "shards/kept/00000.tar", 700)
+    flip_byte(run, "shards/kept/00000-000.tar", 700)
     result = verify(run)
     assert not result.ok
-    assert any("shards/kept/00000.tar: was changed after shard wrote it" in text for text in texts(result, "receipts"))
-    assert not any("00001.tar" in str(found) for found in result.findings)
+    assert any("shards/kept/00000-000.tar: was changed after shard wrote it" in text for text in texts(result, "receipts"))
+    assert not any("00001-000.tar" in str(found) for found in result.findings)
 
 
 @pytest.mark.parametrize("path", ["raw", "embeddings", "manifest", "checkpoints/base/step-000600", "samples/base", "imports"])
@@ -155,14 +155,14 @@ def test_a_removed_receipt_is_missed(run: Storage) -> None:
 
 
 def test_a_receipt_rewritten_to_fit_a_changed_file_is_found_by_its_name(run: Storage) -> None:
-    flip_byte(run, "shards/kept/00000.tar", 700)
+    flip_byte(run, "shards/kept/00000-000.tar", 700)
     path = "receipts/shard/" + run.names("receipts/shard")[0]
     receipt = read_json(run, path)
-    receipt["outputs"]["shards/kept/00000.tar"]["sha256"] = run.sha256("shards/kept/00000.tar")
+    receipt["outputs"]["shards/kept/00000-000.tar"]["sha256"] = run.sha256("shards/kept/00000-000.tar")
     run.write_text(path, json.dumps(receipt))
     result = verify(run)
     assert any(text.startswith(f"{path}: the digests in it give") for text in texts(result, "receipts"))
-    assert any("shards/kept/index.json: says that shards/kept/00000.tar has sha256" in text for text in texts(result, "indexes"))
+    assert any("shards/kept/index.json: says that shards/kept/00000-000.tar has sha256" in text for text in texts(result, "indexes"))
 
 
 def test_a_sample_index_that_names_another_caption_than_was_asked_for_is_found(run: Storage) -> None:
