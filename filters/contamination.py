@@ -1,7 +1,7 @@
 """Which images are near-duplicates of an evaluation set's: they must not be trained on (GLIDE, arXiv:2112.10741, section 5.2).
 
-GLIDE's authors purged 21 % of COCO's validation set from their training data's neighbourhood so that it tells something. Here the
-training data gives way: an image that matches any item of a reference set is dropped, with the set's name as the reason.
+There 21 % of COCO's validation set was purged. Here the training data gives way: an image that matches any item of a reference set is
+dropped, with the set's name as the reason; what share of the set had a match is told all the same.
 """
 
 from collections.abc import Iterator
