@@ -61,7 +61,8 @@ def flip_byte(storage: Storage, path: str, position: int) -> None:
 def test_a_whole_run_verifies_and_every_check_looked_at_something(run: Storage) -> None:
     result = verify(run)
     assert result.ok, render(result)
-    assert all(result.checked.values()), result.checked
+    # This run looked for no near-duplicates; tests/test_duplicate_report.py has one that did.
+    assert all(count for check, count in result.checked.items() if check != "duplicates"), result.checked
     assert "Nothing differs" in render(result)
 
 
