@@ -14,5 +14,5 @@ def audit(config: RunConfig) -> None:
     """Writes the report from the files of the workspace alone."""
     with session(config) as storage:
         report(config)
-        link = f"file://{storage.full(REPORT)}" if storage.is_local else f"{storage.url}/{REPORT}"
+        link = f"file://{storage.full(REPORT)}" if storage.is_local else storage.place(REPORT)
         create_link_artifact(key="winnow-report", link=link, link_text="Winnow audit report")

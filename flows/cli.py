@@ -10,6 +10,7 @@ import click
 
 from flows import filter_cli, label_cli
 from flows.forget_cli import forget
+from flows.plan_cli import plan
 from flows.sampling_cli import edit, sample
 from flows.weights_cli import weights
 
@@ -74,6 +75,22 @@ def run(config: str, dry_run: bool) -> None:
     with by_hand():
         pipeline(settled)
     print_summary(settled.workspace)
+
+
+@cli.command()
+@CONFIG
+def curate(config: str) -> None:
+    """From a manifest to filtered shards: `winnow run` without training, and what may run on an object store.
+
+    Example: winnow curate photos.yaml
+    """
+    settled = _settled(config)
+    settled.download.check_contact()
+    from flows.curate import curate
+    from flows.environment import by_hand
+
+    with by_hand():
+        curate(settled)
 
 
 @cli.command()
@@ -271,6 +288,7 @@ def verify(workspace: str) -> None:
 
 
 cli.add_command(forget)
+cli.add_command(plan)
 cli.add_command(weights)
 cli.add_command(sample)
 cli.add_command(edit)

@@ -18,7 +18,8 @@ from tasks.config import RunConfig, plain
 from winnow.demo.server import DemoServer
 from winnow.demo.world import Scene, WorldConfig, emblem_images, make_world, write_truth, write_url_list
 from winnow.digests import digest
-from winnow.download import DownloadConfig
+from winnow.download_config import DownloadConfig
+from winnow.errors import ConfigError
 from winnow.shards import ShardConfig
 from winnow.storage import Storage
 from winnow.workspace import open_workspace
@@ -36,6 +37,8 @@ def run_demo(workspace: str, *, scenes: int | None = None, port: int = 8731, wor
     config = demo_config(workspace, port=port, workers=workers)
     pictures = make_world(world)
     storage = open_workspace(workspace)
+    if not storage.is_local:
+        raise ConfigError(f"the demo trains, and serves its web from its workspace: it needs a local folder, not {workspace}")
     with DemoServer(world, port), by_hand():
         prepare_world(storage, world, pictures, port)
         # For whoever wants to label, audit or sample in it: every other command takes a config.

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 from flows.leftovers import end_orphaned_servers, mark_driver
+from winnow.digests import SHORT, digest
 from winnow.workspace import open_workspace
 
 
@@ -17,17 +18,21 @@ def prepare(workspace: str) -> None:
     Raises:
         ConfigError: the workspace cannot be written to.
     """
-    open_workspace(workspace)
-    if "://" not in workspace:
-        # Two servers on one home end in "database is locked": each workspace has its own, and only one run at a time.
-        os.environ.setdefault("PREFECT_HOME", os.path.join(os.path.abspath(workspace), ".prefect"))
-        end_orphaned_servers(os.environ["PREFECT_HOME"])
+    storage = open_workspace(workspace)
+    # Two servers on one home end in "database is locked": each workspace has its own, and only one run at a time.
+    os.environ.setdefault("PREFECT_HOME", storage.full(".prefect") if storage.is_local else _home_of(storage.url))
+    end_orphaned_servers(os.environ["PREFECT_HOME"])
     mark_driver()
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     # Stages announce themselves; the command line prints errors. Prefect would print both a second time.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+
+
+def _home_of(url: str) -> str:
+    """Prefect's home for a workspace that is on no disk: its database is a file."""
+    return os.path.join(os.path.expanduser("~"), ".cache", "winnow", "prefect", digest(url)[:SHORT])
 
 
 @contextlib.contextmanager

@@ -14,4 +14,4 @@ def print_summary(workspace: str) -> None:
     storage = existing_workspace(workspace)
     click.echo()
     click.echo(render_table(json.loads(storage.read_bytes(SUMMARY))))
-    click.echo(f"\nReport: {storage.full(REPORT)}")
+    click.echo(f"\nReport: {storage.place(REPORT)}")

@@ -42,7 +42,7 @@ def result(config: RunConfig, filter_name: str, batch_name: str | None, *, perso
         found = audit_result(storage, store, batch, person=person, command=command)
     path = audit_path(filter_name, batch.name)
     storage.write_text(path, json.dumps(found, sort_keys=True, indent=1) + "\n")
-    return found, storage.full(path)
+    return found, storage.place(path)
 
 
 def _latest(store: LabelStore, filter_name: str) -> str:

@@ -33,7 +33,7 @@ def write_card(config: RunConfig, filter_name: str, *, out: str | None, version:
     if out is None:
         path = f"filters/{filter_name}/card-{card['version']}.html"
         storage.write_text(path, page)
-        return storage.full(path)
+        return storage.place(path)
     try:
         Path(out).write_text(page)
     except OSError as problem:

@@ -30,6 +30,7 @@ from winnow.download_config import DownloadConfig
 from winnow.errors import ConfigError
 from winnow.partitions import EVERY_CPU
 from winnow.shards import ShardConfig
+from winnow.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +147,15 @@ def read_config(path: str) -> RunConfig:
         return run_config(_rooted(values, Path(path).resolve().parent))
     except ConfigError as problem:
         raise ConfigError(f"{path}: {problem}") from problem
+
+
+def label_store_path(storage: Storage, config: RunConfig) -> str:
+    """Where the labels are: SQLite needs a local disk."""
+    if config.label_store is not None:
+        return config.label_store
+    if not storage.is_local:
+        raise ConfigError(f"labels of {storage.url} need a file on a local disk: give its path (label_store: in the config)")
+    return storage.full("labels/labels.sqlite")
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

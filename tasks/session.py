@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from models.clip_embedder import resolve_weights
 from models.embedding import folder_images
 from models.references import reference_digest
-from tasks.config import RunConfig, plain
+from tasks.config import RunConfig, label_store_path, plain
 from winnow.errors import ConfigError
 from winnow.forget_match import read_list
 from winnow.forgotten import open_events
@@ -73,6 +73,7 @@ def preflight(config: RunConfig) -> None:
         ConfigError: manifest, weights, labels or imports are missing or wrong.
     """
     load_manifest(config.manifest)
+    label_store_path(Storage(config.workspace), config)
     resolve_weights(config.embed)
     if config.labels is not None and not Storage(config.labels).exists(""):
         raise ConfigError(f"labels: there is no table {config.labels}")

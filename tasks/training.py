@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 def train_stage(config: RunConfig) -> StageRun:
     """Trains each recipe of the run; resumes from the newest checkpoint of the same recipe on the same shards."""
     storage = open_workspace(config.workspace)
-    if not storage.is_local:
-        raise ConfigError(f"training reads shards from a local disk, and {storage.url} is none: copy shards/ and train there")
+    check_place(config)
     find_vocabularies(config)
     shards = upstream.outputs_digest(storage, "shard")
     # A recipe that starts from another must wait for it. What was done in an earlier round is found done in the next.
@@ -41,6 +40,15 @@ def train_stage(config: RunConfig) -> StageRun:
         runs.append(run_step(train_model, works, storage, stage="train", version=training.VERSION, prune=last))
     ran = sum(run.ran for run in runs)
     return replace(runs[-1], ran=ran, skipped=len(runs[-1].partitions) - ran, seconds=sum(run.seconds for run in runs))
+
+
+def check_place(config: RunConfig) -> None:
+    """Raises ConfigError if there is something to train and the workspace is not on a disk, which training reads and writes."""
+    if config.train and not open_workspace(config.workspace).is_local:
+        raise ConfigError(
+            f"training needs a workspace on a local disk, and {config.workspace} is none. Run `winnow curate CONFIG` there; to train, copy "
+            "manifest/, raw/, embeddings/, filters/, decisions/, shards/ and receipts/ to a disk and run with that as the workspace."
+        )
 
 
 def find_vocabularies(config: RunConfig) -> None:

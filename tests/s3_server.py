@@ -205,8 +205,8 @@ def s3(s3_behind_proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> S3Serve
 
 @pytest.fixture
 def faulty(s3: S3Server, s3_behind_proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
-    """The server behind a proxy whose faults a test turns on. A request is answered within a second, or counts as lost."""
-    monkeypatch.setenv("WINNOW_STORAGE_SECONDS", "4")
+    """The server behind a proxy whose faults a test turns on. A request is answered within 5 s, or counts as lost."""
+    monkeypatch.setenv("WINNOW_STORAGE_SECONDS", "20")
     s3_behind_proxy.proxy.seen.clear()
     yield s3_behind_proxy
     s3_behind_proxy.proxy.plan = _pass

@@ -17,6 +17,7 @@ from tasks.stages import STAGES
 from winnow.conservation import check_conservation
 from winnow.demo.server import DemoServer
 from winnow.demo.world import WorldConfig, make_world, write_url_list
+from winnow.errors import ConfigError
 from winnow.partitions import StageRun
 from winnow.storage import Storage
 from winnow.verify import render, verify
@@ -28,7 +29,7 @@ with socket.create_server(("127.0.0.1", 0)) as _free:
 WORLD = WorldConfig(num_scenes=640, fault_share=0.06, hate_symbol_share=0.05)
 LISTED = 600
 """The first of them are listed at first; the server serves all."""
-CURATE = ("manifest", "download", "embed", "duplicates", "fit", "score", "shard", "drift")
+CURATE = ("manifest", "download", "embed", "duplicates", "similarity", "fit", "score", "shard", "weigh", "words", "drift")
 
 
 def small(workspace: Path) -> RunConfig:
@@ -165,3 +166,8 @@ def test_another_promise_scores_anew_without_embedding(copy: Storage, server: De
     after = run(looser, CURATE)
     assert (after["download"].ran, after["embed"].ran) == (0, 0)
     assert after["fit"].ran == 1 and after["score"].ran == len(after["score"].partitions)
+
+
+def test_the_demo_needs_a_local_folder() -> None:
+    with pytest.raises(ConfigError, match="it needs a local folder, not memory://demo"):
+        demo.run_demo("memory://demo", port=PORT)

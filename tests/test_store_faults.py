@@ -92,7 +92,7 @@ def test_an_outage_is_an_error_in_every_operation_and_never_an_empty_answer(
     faulty: FaultyStore, fault: str | float, short: None, tmp_path: Path
 ) -> None:
     storage = filled()
-    storage.store.seconds = 0.5 if fault == SILENT else 4.0
+    storage.store.seconds = 0.5 if fault == SILENT else 20.0
     operations = OPERATIONS if fault == "503" else {name: OPERATIONS[name] for name in ("names", "read_bytes", "write_bytes", "exists")}
     with faulty.doing(lambda line: fault):
         for name, operation in operations.items():

@@ -1,10 +1,13 @@
 """The pipeline's data on an object store: the same bytes as on a disk, and what a lost network or a stranger's write does to it."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from filters.decision_values import Svm
@@ -12,15 +15,18 @@ from filters.svm import svm_to_bytes
 from models.clip_embedder import DEMO, ClipConfig, resolve_weights
 from models.embedding import feature_digest
 from tasks.config import RunConfig, run_config
-from tasks.session import session
+from tasks.session import preflight, session
 from tasks.stages import STAGES
+from tasks.training import check_place
 from tests.file_server import FileServer, serving
-from tests.s3_server import KEYS, S3Server, fresh_url
+from tests.s3_server import KEYS, FaultyStore, S3Server, fresh_url
 from winnow import partitions
 from winnow.conservation import check_conservation
 from winnow.demo.world import WorldConfig, make_world, render, write_url_list
+from winnow.errors import ConfigError, ManifestError, StepFailed
 from winnow.explain import explain
 from winnow.explain import render as render_explanation
+from winnow.manifest import build_manifest, load_manifest
 from winnow.partitions import StageRun
 from winnow.storage import Storage
 from winnow.tables import read_table
@@ -63,7 +69,7 @@ def config_of(workspace: str, web: FileServer, tmp_path: Path) -> RunConfig:
         {
             "workspace": workspace,
             "manifest": str(web.folder.parent / "manifest.yaml"),
-            "partition_rows": 8,
+            "partition_rows": 12,
             "download": {"allow": [address], "retries": 0, "threads": 4, "robots": False, "tdm": False},
             "embed": {"model": DEMO},
             "filters": ["people"],
@@ -134,3 +140,54 @@ def test_no_credential_is_in_any_file(web: FileServer, s3: S3Server, tmp_path: P
         assert {"run.json", ".lock"} <= set(storage.walk())
         for path, content in contents(storage).items():
             assert not any(secret.encode() in content for secret in list(KEYS.values())[:2]), path
+
+
+def test_lists_of_urls_may_be_on_an_object_store(web: FileServer, s3: S3Server, tmp_path: Path) -> None:
+    lists, here = Storage(fresh_url()), Storage(str(tmp_path / "run"))
+    for name in ("a", "b"):
+        table = pa.table({"url": [f"http://example.org/{name}/{number}.jpg" for number in range(5)], "caption": ["a"] * 5})
+        with lists.scratch() as scratch:
+            pq.write_table(table, scratch / "list.parquet")
+            lists.put(scratch / "list.parquet", f"lists/{name}.parquet")
+    source = "{name: web, path: PATH, licence: CC0-1.0, format: parquet, columns: {url: url, caption: caption}}"
+    for path, listed in ((f"{lists.url}/lists/*.parquet", 10), (f"{lists.url}/lists/b.parquet", 5)):
+        (tmp_path / "manifest.yaml").write_text(f"name: remote\nsources:\n- {source.replace('PATH', path)}\n")
+        assert build_manifest(here, load_manifest(tmp_path / "manifest.yaml")).listed == listed
+    (tmp_path / "manifest.yaml").write_text(f"name: remote\nsources:\n- {source.replace('PATH', lists.url + '/lists/c.parquet')}\n")
+    with pytest.raises(ManifestError, match=r"there is no file s3://.*c\.parquet"):
+        load_manifest(tmp_path / "manifest.yaml")
+
+
+def test_what_needs_a_local_disk_is_refused_before_anything_runs(web: FileServer, s3: S3Server, tmp_path: Path) -> None:
+    config = config_of(fresh_url(), web, tmp_path)
+    with pytest.raises(ConfigError, match=r"labels of s3://.* need a file on a local disk: give its path \(label_store: in the config\)"):
+        preflight(dataclasses.replace(config, label_store=None))
+    with pytest.raises(ConfigError, match=r"training needs a workspace on a local disk.* Run `winnow curate CONFIG` there"):
+        check_place(config)
+    check_place(dataclasses.replace(config, train=()))
+    assert Storage(config.workspace).walk() == []
+
+
+def test_a_silent_network_in_the_middle_of_a_stage_ends_it_and_the_next_run_goes_on(
+    web: FileServer, on_disk: dict[str, bytes], faulty: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(fresh_url(), web, tmp_path)
+    run_stages(config, "manifest")
+    monkeypatch.setenv("WINNOW_STORAGE_SECONDS", "4")
+    with (
+        faulty.doing(lambda line: 1000.0 if line.startswith("PUT") and "/raw/00001" in line else None),
+        pytest.raises(StepFailed, match=r"(?s)download: 1 of 2 partitions failed, 1 are done\. .*no usable answer within 4 s"),
+    ):
+        run_stages(config, "download")
+    monkeypatch.setenv("WINNOW_STORAGE_SECONDS", "20")
+    assert run_stages(config, "download")["download"].ran == 1
+    assert of_download(contents(Storage(config.workspace))) == of_download(on_disk)
+
+
+def run_stages(config: RunConfig, *stages: str) -> dict[str, StageRun]:
+    with session(config):
+        return {name: STAGES[name](config) for name in stages}
+
+
+def of_download(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {path: content for path, content in found.items() if path.startswith(("raw/", "receipts/download/"))}

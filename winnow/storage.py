@@ -87,6 +87,10 @@ class Storage:
             raise ConfigError(f"path {path!r} leaves the workspace {self.url}")
         return f"{self._root}/{path}" if path else self._root
 
+    def place(self, path: str) -> str:
+        """Where a file is, for people: a path, or a url."""
+        return self.full(path) if self.is_local else f"{self.url.rstrip('/')}/{path}"
+
     def ensure_held(self) -> None:
         """Raises WorkspaceLost if this process held the workspace and does not any more."""
         if check := _fences.get(self.url):
