@@ -32,8 +32,9 @@ from winnow.workspace import open_workspace
 
 RECIPE = "demo-noised-clip"
 TRAINING = TrainConfig(model="tiny-noised-clip", num_steps=24, batch_size=8, lr=1e-3, ema_rate=0.9, log_every=1, checkpoint_every=3)
-KILLED_IN = ("download", "embed", "fit", "score", "shard", "train")
-RUN = ("manifest", *KILLED_IN)
+MIDDLE = {"download": 16, "embed": 16, "duplicates": 1, "fit": 0, "score": 16, "shard": 1, "weigh": 16, "train": 0}
+"""Stage -> so many receipts after it began, a node is killed; 0: fitting and training are few, long pieces, and time or steps tell."""
+RUN = ("manifest", "download", "embed", "duplicates", "similarity", "fit", "score", "shard", "weigh", "train")
 COMPARED = ("manifest", "raw", "embeddings", "imports", "filters", "decisions", "shards", "checkpoints")
 PROMISES = {"people": 0.1, "violence": 0.1, "hate_symbol": 0.1}
 
@@ -45,24 +46,27 @@ def small(workspace: Path, port: int) -> RunConfig:
         config,
         partition_rows=10,
         learn=LearnConfig(plan=plan, promises=PROMISES),
-        shard=dataclasses.replace(config.shard, shard_samples=5),
+        shard=dataclasses.replace(config.shard, shard_samples=2, shuffle_rows=10),
         train=(RECIPE,),
         sample=dataclasses.replace(config.sample, recipe=RECIPE),
     )
 
 
-def receipts(storage: Storage, stage: str) -> int:
-    return len(storage.names(f"receipts/{stage}"))
+def middle_of(stage: str, storage: Storage) -> Callable[[], int | None]:
+    """Receipts since the stage began, once it is in its middle; None before."""
+    began, before = time.monotonic(), len(storage.walk("receipts"))
 
+    def look() -> int | None:
+        new = len(storage.walk("receipts")) - before
+        if stage == "fit":
+            middle = time.monotonic() - began > 2.0
+        elif stage == "train":
+            middle = len(list(Path(storage.full("checkpoints")).glob("*/step-*"))) >= 2
+        else:
+            middle = new >= MIDDLE[stage]
+        return new if middle else None
 
-def middle_of(stage: str, storage: Storage, wanted: int) -> Callable[[], bool]:
-    """Whether a stage is in its middle: by its receipts. Of fitting and training, few and long pieces, time and steps tell."""
-    began = time.monotonic()
-    if stage == "fit":
-        return lambda: time.monotonic() - began > 2.0
-    if stage == "train":
-        return lambda: len(list(Path(storage.full("checkpoints")).glob("*/step-*"))) >= 2
-    return lambda: receipts(storage, stage) >= max(1, wanted // 4)
+    return look
 
 
 def run(workspace: Path, world: WorldConfig, port: int, *, kill: bool) -> None:
@@ -75,7 +79,7 @@ def run(workspace: Path, world: WorldConfig, port: int, *, kill: bool) -> None:
             try:
                 for stage in RUN:
                     began = time.monotonic()
-                    if kill and stage in KILLED_IN:
+                    if kill and stage in MIDDLE:
                         told = _killed_in(stage, config, storage, cluster)
                     else:
                         STAGES[stage](config)
@@ -89,18 +93,17 @@ def run(workspace: Path, world: WorldConfig, port: int, *, kill: bool) -> None:
 
 def _killed_in(stage: str, config: RunConfig, storage: Storage, cluster: LocalCluster) -> str:
     """Runs a stage, and kills one of the two nodes in the middle of it."""
-    wanted = sum(name.endswith(".parquet") and name != "withdrawn.parquet" for name in storage.names("manifest"))
-    ready = middle_of(stage, storage, wanted)
+    look = middle_of(stage, storage)
     told: list[str] = []
     finished = threading.Event()
 
     def killer() -> None:
-        while not ready():
+        while (new := look()) is None:
             if finished.wait(0.002):
                 return
-        there = receipts(storage, stage)
         count = cluster.kill_node(cluster.workers[0])
-        told.append(f", a node of {count} processes killed with {there} receipts there")
+        if not finished.is_set():
+            told.append(f", a node of {count} processes killed after {new} receipts")
         cluster.add_node()  # as a cluster's operator does; training needs both
 
     thread = threading.Thread(target=killer)
@@ -112,7 +115,7 @@ def _killed_in(stage: str, config: RunConfig, storage: Storage, cluster: LocalCl
         thread.join()
     if not told:
         raise SystemExit(f"{stage} ended before a node was killed in it")
-    return f"{told[0]}, {len(result.partitions) or result.ran} in the end"
+    return f"{told[0]}, {result.ran} done in the end"
 
 
 def digests(workspace: Path) -> dict[str, str]:
@@ -124,7 +127,9 @@ def digests(workspace: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--folder", type=Path, required=True, help="where the two workspaces go; what is there is removed")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where the workspaces go; an undisturbed run that is there is used again"
+    )
     parser.add_argument("--scenes", type=int, default=640, help="pictures in the world, 10 a partition")
     parser.add_argument("--port", type=int, default=8742)
     arguments = parser.parse_args()
@@ -133,11 +138,11 @@ def main() -> None:
     world = WorldConfig(num_scenes=arguments.scenes, fault_share=0.02, hate_symbol_share=0.05)
     # Both have the same path while they run, so that nothing can differ for its name.
     place, reference = arguments.folder / "run", arguments.folder / "undisturbed"
-    for folder in (place, reference):
-        shutil.rmtree(folder, ignore_errors=True)
-    print("undisturbed", flush=True)
-    run(place, world, arguments.port, kill=False)
-    place.rename(reference)
+    shutil.rmtree(place, ignore_errors=True)
+    if not reference.exists():
+        print("undisturbed", flush=True)
+        run(place, world, arguments.port, kill=False)
+        place.rename(reference)
     print("a node killed in each stage", flush=True)
     run(place, world, arguments.port, kill=True)
 

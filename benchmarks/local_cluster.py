@@ -20,6 +20,8 @@ from pathlib import Path
 RAY = str(Path(sys.executable).with_name("ray"))
 SECONDS_TO_START = 120
 STORE = "--object-store-memory=80000000"
+TOKEN = secrets.token_hex(32)
+"""One for all clusters of a process: Ray reads it once."""
 QUICK = {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "400", "RAY_health_check_failure_threshold": "5"}
 
 
@@ -38,7 +40,7 @@ class LocalCluster:
         # AF_UNIX paths have 107 letters: no deep folder.
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         self.settings = {
-            "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **QUICK,
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **QUICK,
         }  # fmt: skip
         if code is not None:
             self.settings["PYTHONPATH"] = str(code)

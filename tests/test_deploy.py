@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tasks.config import run_config
+from tasks.session import WAIT
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -208,6 +209,8 @@ def check_deployment(deployment: Json) -> None:
     for schedule in deployment.get("schedules", ()):
         assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]).timezone == "UTC"
     assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    # Deployments share a workspace: one that is scheduled while another runs must wait for its lock, not fail.
+    assert float(deployment["work_pool"]["job_variables"]["env"][WAIT]) >= 12 * 3600
     if deployment["work_pool"]["name"] == "winnow":
         jsonschema.validate(deployment["work_pool"]["job_variables"], job_template()["variables"])
 
@@ -217,22 +220,29 @@ def test_each_deployment_names_a_flow_and_settings_that_exist(deployment: Json) 
     check_deployment(deployment)
 
 
-def wrong(deployment: Json) -> Iterator[tuple[str, Json]]:
-    for change, value in (
-        ("entrypoint", "flows.curate.curat"),
-        ("parameters", {"config": {**deployment["parameters"]["config"], "workspce": "x"}}),
-        ("schedules", [{"cron": "0 25 * * *", "timezone": "UTC"}]),
-        ("work_pool", {"name": "winnow", "job_variables": {"imge": "x"}}),
-        ("work_pool", {"name": "winnow", "job_variables": {"image_pull_policy": "always"}}),
-    ):
-        yield change, {**deployment, change: value}
+def planted(name: str) -> tuple[Json, str]:
+    """The nightly deployment with one mistake in it, and what must be said of it."""
+    right = deployments()[0]
+    variables, config = right["work_pool"]["job_variables"], right["parameters"]["config"]
+
+    def pool(**changed: Json) -> Json:
+        return {"work_pool": {"name": "winnow", "job_variables": {**variables, **changed}}}
+
+    changed, said = {
+        "flow": ({"entrypoint": "flows.curate.curat"}, "curat"),
+        "setting": ({"parameters": {"config": {**config, "workspce": "x"}}}, "workspce: unknown setting"),
+        "cron": ({"schedules": [{"cron": "0 25 * * *", "timezone": "UTC"}]}, "(?i)cron"),
+        "variable": (pool(imge="x"), "'imge' was unexpected"),
+        "value": (pool(image_pull_policy="always"), "'always' is not one of"),
+        "no waiting": (pool(env={WAIT: "0"}), "12"),
+    }[name]
+    return {**right, **changed}, said
 
 
-@pytest.mark.parametrize(
-    "deployment", [made for _, made in wrong(deployments()[0])], ids=[f"{at}-{n}" for n, (at, _) in enumerate(wrong(deployments()[0]))]
-)
-def test_a_mistake_in_a_deployment_is_found(deployment: Json) -> None:
-    with pytest.raises((AttributeError, AssertionError, ValueError, jsonschema.ValidationError)):
+@pytest.mark.parametrize("mistake", ["flow", "setting", "cron", "variable", "value", "no waiting"])
+def test_a_mistake_in_a_deployment_is_found(mistake: str) -> None:
+    deployment, said = planted(mistake)
+    with pytest.raises((AttributeError, AssertionError, ValueError, jsonschema.ValidationError), match=said):
         check_deployment(deployment)
 
 
