@@ -67,6 +67,7 @@ def photos(tmp_path: Path) -> Path:
     (tmp_path / "run.yaml").write_text(
         # Demo recipes: the others read a vocabulary that must be fetched.
         "workspace: out\nmanifest: manifest.yaml\nembed: {model: demo}\ntrain: [demo-base]\nsample: {recipe: demo-base}\n"
+        "download: {contact: you@example.org}\n"
     )
     return tmp_path
 
