@@ -21,6 +21,7 @@ from filters.duplicates import DuplicateConfig
 from filters.search import read_withdrawn
 from winnow.digests import digest
 from winnow.duplicates import WAVES, duplicates_file, groups_file
+from winnow.errors import ConfigError
 from winnow.partitions import StageRun, Step, run_step
 from winnow.receipts import Work, read_receipts
 from winnow.reported import read_reported
@@ -73,11 +74,10 @@ def _lay_down_cells(
 
 
 def _group(storage: Storage, waves: Waves, works: Sequence[Work], pairs: StageRun, embedded: Mapping[str, str], workers: int) -> StageRun:
-    withdrawn = sorted(uid for uids in read_withdrawn(storage).values() for uid in uids)
     inputs = {
         "pairs": digest(pairs.outputs),
         "embeddings": digest(dict(embedded)),
-        "withdrawn": digest(withdrawn),
+        "withdrawn": _withdrawn_digest(storage),
         "seen": waves.mark(len(waves.waves)),
     }
     unhashed = {"works": {work.name: int(work.arguments["wave"]) for work in works}, "partitions": tuple(sorted(embedded))}
@@ -117,12 +117,16 @@ def settle_duplicates(
 
     Returns:
         partition -> digest of what scoring needs to know of other images; None if they do not matter.
+
+    Raises:
+        ConfigError: images came or went since the search.
     """
     version = duplicate_groups.VERSION
     if config.mode == "off":
         run_step(judge_members, [], storage, stage=JUDGE, version=version)
         run_step(choose_best, [], storage, stage=CHOOSE, version=version)
         return dict(contaminated) if contaminated else None
+    _check_up_to_date(storage, scoring_works)
     groups = _written(storage, GROUPS)
     works = []
     for work in scoring_works:
@@ -143,6 +147,19 @@ def settle_duplicates(
     run_step(choose_best, [best], storage, stage=CHOOSE, version=version, workers=workers)
     chosen = _written(storage, CHOOSE)
     return {name: digest([chosen[duplicates_file(name)], contaminated.get(name, "")]) for name in judged.outputs}
+
+
+def _check_up_to_date(storage: Storage, scoring_works: Sequence[Work]) -> None:
+    there = digest({work.name: work.inputs["embeddings"] for work in scoring_works})
+    receipts = read_receipts(storage, GROUPS)
+    if not receipts:
+        raise ConfigError("near-duplicates have not been looked for: run `winnow duplicates CONFIG` first, or set duplicates.mode to off")
+    if receipts[0].inputs["embeddings"] != there or receipts[0].inputs["withdrawn"] != _withdrawn_digest(storage):
+        raise ConfigError("images came or went since near-duplicates were looked for: run `winnow duplicates CONFIG` first")
+
+
+def _withdrawn_digest(storage: Storage) -> str:
+    return digest(sorted(uid for uids in read_withdrawn(storage).values() for uid in uids))
 
 
 def _written(storage: Storage, stage: str) -> dict[str, str]:

@@ -47,8 +47,6 @@ def settle_duplicates(storage: Storage, config: RunConfig, works: Sequence[Work]
     contaminated = upstream.outputs(storage, CONTAMINATION, list(partitions)) if config.duplicates.references else {}
     if not contaminated:
         find_contamination(storage, config.duplicates, {}, {})
-    if config.duplicates.mode != "off":
-        upstream.outputs(storage, GROUPS)
     return duplicate_stage.settle_duplicates(storage, config.duplicates, works, contaminated=contaminated, workers=config.num_workers)
 
 

@@ -8,7 +8,7 @@ from winnow.receipts import list_done
 from winnow.storage import Storage
 from winnow.workspace import MANIFEST_INDEX
 
-COMMANDS = {"train": "train models", "sample": "audit-samples", "contamination": "duplicates", "duplicates-groups": "duplicates"}
+COMMANDS = {"train": "train models", "sample": "audit-samples", "contamination": "duplicates"}
 """What runs a stage alone, where that is not its own name."""
 
 

@@ -12,7 +12,7 @@ from filters.duplicates import DuplicateConfig
 from filters.scoring import VERSION, score_partition, score_works
 from tests.duplicate_world import Planted, copy_of, planted_world, write_rows
 from tests.fake_workspace import make_workspace
-from winnow.audit import write_report
+from winnow.audit import render_table, write_report
 from winnow.duplicates import duplicates_file, reference_file
 from winnow.explain import explain, render
 from winnow.partitions import Outcome, run_step
@@ -53,6 +53,8 @@ def test_the_report_tells_how_many_there_are_and_pictures_some(whole: Storage) -
     assert section is not None and "share one weight" in section.text
     assert len(section.find_all("figure")) > 3
     assert page.find("a", href="#duplicates") is not None
+    table = render_table(json.loads(whole.read_bytes("report/summary.json")))
+    assert f"in {summary['groups']} groups, the largest of {summary['largest']}" in table
 
 
 def test_a_run_with_near_duplicates_verifies(whole: Storage) -> None:

@@ -31,6 +31,7 @@ from winnow.duplicates import (
     pairs_file,
     reference_file,
 )
+from winnow.errors import ConfigError
 from winnow.forget_edits import rows_edits
 from winnow.partitions import run_step
 from winnow.receipts import list_done
@@ -365,3 +366,16 @@ def test_what_is_forgotten_leaves_the_files_of_the_search_too_and_their_blocks_s
     left = pq.read_table(io.BytesIO(rows_edits(world.storage, path, gone).files[path]))
     assert not gone & {*left["worse"].to_pylist(), *left["better"].to_pylist()}
     assert 0 < left.num_rows < read_table(world.storage, path).num_rows
+
+
+def test_scoring_waits_for_the_search(world):
+    with pytest.raises(ConfigError, match="have not been looked for: run `winnow duplicates CONFIG` first, or set"):
+        score(world)
+    find(world)
+    add_images(world, part_name(3), [1, 2, 3])
+    with pytest.raises(ConfigError, match="came or went since near-duplicates were looked for: run `winnow duplicates"):
+        score(world)
+    find(world)
+    withdraw(world.storage, world.partitions[0], sorted(world.truth)[:1])
+    with pytest.raises(ConfigError, match="came or went"):
+        score(world)

@@ -80,6 +80,17 @@ def render_table(summary: dict[str, Any]) -> str:
         (f"  in {name}", f"{entry['samples']:,}", f"{entry['shards']:,} shards, {entry['bytes']:,} bytes")
         for name, entry in counts["datasets"].items()
     ]
+    alike = summary["duplicates"]
+    if alike is not None:
+        lines.append(("near-duplicates", f"{alike['images']:,}", f"in {alike['groups']:,} groups, the largest of {alike['largest']:,}"))
+    lines += [
+        (
+            f"in evaluation set {entry['name']}",
+            f"{entry['images']:,}",
+            f"{entry['matched']:,} of its {entry['items']:,} images have a copy here",
+        )
+        for entry in summary["contamination"]
+    ]
     for entry in summary["filters"]:
         promise = f"FNR < {entry['max_miss_rate']:.2%}"
         lines.append(
