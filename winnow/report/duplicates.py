@@ -20,7 +20,7 @@ SIZES = ((2, 2), (3, 3), (4, 5), (6, 9), (10, 99), (100, None))
 """Rows of the table of group sizes: from, to."""
 DRAWN, LARGEST, FARTHEST = 6, 2, 4
 """Groups pictured: drawn at random, the largest, and those with the lowest cosine, where mistakes would be."""
-MEMBERS_SHOWN = 4
+MEMBERS_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +126,7 @@ def _group(storage: Storage, why: str, members: list[dict[str, Any]]) -> Group:
         table = read_table(storage, decisions(row["partition"]), ["uid", "reasons"])
         reasons = table.filter(pc.equal(table["uid"], row["uid"]))["reasons"].to_pylist()
         shown.append(Shown(uid=row["uid"], partition=row["partition"], reasons=tuple(reasons[0] or ()) if reasons else ()))
-        state = "best" if row["is_best"] else "dropped as a copy" if row["is_dropped"] else "kept" if row["passes"] else "dropped by others"
+        state = "best" if row["is_best"] else "dropped as a copy" if row["is_dropped"] else "kept" if row["passes"] else "dropped for other reasons"
         measured = "" if row["cosine"] is None else f", cosine {row['cosine']:.3f}, {row['hamming']} bits{' mirrored' * row['mirrored']}"
         notes.append(state + measured)
     return Group(why=why, size=members[0]["group_size"], members=tuple(shown), notes=tuple(notes))
