@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.clip_embedder import Clip
+from models.clip_embedder import Clip, ClipConfig, untrained_clip
 from models.crop_stream import embed_crops
 from models.crops import cut, decode, resized
 
@@ -33,15 +33,8 @@ WANTED = {"preprocessing": 2.2, "end to end": 0.95, "bf16": 3.3}
 
 
 def random_clip(precision: str = "fp32", device: str = "cpu") -> Clip:
-    import open_clip
-
     torch.manual_seed(0)
-    network = open_clip.create_model(MODEL, load_weights=False, force_quick_gelu=True).eval().requires_grad_(False).to(device)
-    if precision == "bf16":
-        network = network.to(torch.bfloat16)
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    return Clip(network=network, tokenize=open_clip.get_tokenizer(MODEL), image_size_px=224, mean=tuple(mean), std=tuple(std), dim=512,
-                device=torch.device(device), precision=precision)  # fmt: skip
+    return untrained_clip(ClipConfig(model=MODEL, precision=precision), device)
 
 
 def by_turns(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
@@ -134,11 +127,13 @@ def write_raw(path: Path, files: list[bytes]) -> None:
 def measure_file_to_file(files: list[bytes], clip: Clip, turns: int) -> dict[str, Any]:
     """The stage's step (tar in, parquet out) beside the network alone on the same crops in the same batches; in between theirs."""
     from models import embedding
-    from models.clip_embedder import ClipConfig
     from winnow.storage import Storage
 
     crops = np.concatenate([our_path(data) for data in files])
-    batches = [clip.normalised(torch.from_numpy(crops[start : start + 32])).clone() for start in range(0, len(crops), 32)]
+    batches = [
+        clip.normalised(torch.from_numpy(crops[start : start + clip.batch_crops])).clone()
+        for start in range(0, len(crops), clip.batch_crops)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(folder)
         Path(folder, "raw").mkdir()
@@ -146,7 +141,7 @@ def measure_file_to_file(files: list[bytes], clip: Clip, turns: int) -> dict[str
         embedding._clip = lambda *_: clip  # type: ignore[assignment]  # random weights have no file
 
         def step() -> None:
-            config = ClipConfig(model="demo", batch_crops=32)
+            config = ClipConfig(model="demo")
             embedding.embed_partition(storage, "00000", config=config, weights_sha256="", weights_path="", threads=1)
 
         @torch.inference_mode()
@@ -212,7 +207,7 @@ def measure_batches(files: list[bytes], clip: Clip, sizes: Sequence[int] = (1, 8
     crops = [our_path(data) for data in files]
 
     def features(batch_crops: int) -> np.ndarray:
-        return np.stack(list(embed_crops(clip, iter(crops), batch_crops=batch_crops, same_shape=True)))
+        return np.stack(list(embed_crops(clip, iter(crops), batch_crops=batch_crops)))
 
     first = features(sizes[-1])
     table: dict[str, Any] = {"entries": first.size}
@@ -240,7 +235,7 @@ def measure_cpu(data: Path, turns: int, only: str | None) -> Iterator[tuple[str,
     clip = random_clip()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "preprocessing": lambda: measure_preprocessing(photos(data, 150), clip, 2 * turns + 1),
-        "file to file": lambda: measure_file_to_file(photos(data, 12), clip, turns),
+        "file to file": lambda: measure_file_to_file(photos(data, 8), clip, turns),
         "precision": lambda: measure_precision(photos(data, 6), clip, turns),
         "batches": lambda: measure_batches(photos(data, 12), clip),
     }

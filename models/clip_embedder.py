@@ -4,11 +4,12 @@ The smaller side of an image is resized to the network's size (bicubic, antialia
 the middle of the longer side (models/crops.py), each goes through CLIP's image tower, is L2-normalised, and the mean is taken
 (models/crop_stream.py). The mean is normalised once more, so that a dot product of two features is their cosine.
 
-Weights are never random: they come from a file the config names, from the shipped demo model, from a cache, or from the
+Weights are never random (but for measurements): they come from a file the config names, the shipped demo model, a cache or the
 network, and otherwise `MissingWeights` says what to fetch and where to put it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -47,7 +48,7 @@ class ClipConfig:
     """"fp32" or "bf16". Features of different precision never mix: it is part of the digest. bf16 is faster on GPUs and on
     some CPUs (`models/precision.py`); it is never chosen by itself, for the next run may be on another machine."""
     batch_crops: int = 0
-    """Crops through the network at a time; 0 takes 32 on a CPU and 256 on a GPU."""
+    """Crops through the network at a time; 0 takes 8 on a CPU, which larger ones leave their caches for, and 256 on a GPU."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -82,7 +83,7 @@ class Clip:
     @property
     def batch_crops(self) -> int:
         """Crops through the network at a time where nobody says otherwise."""
-        return 32 if self.device.type == "cpu" else 256
+        return 8 if self.device.type == "cpu" else 256
 
     def encode_crops(self, crops: Tensor) -> Tensor:
         """uint8 (n, size, size, 3) RGB -> float32 (n, dim) on the network's device, L2-normalised."""
@@ -133,9 +134,20 @@ def load_clip(config: ClipConfig, weights: Weights, device: str | None = None) -
     Raises:
         CheckpointError: the file holds something else than this model's weights.
     """
+    clip = _built(config)
+    _load(clip.network, weights.path)
+    return _on_device(clip, config, device)
+
+
+def untrained_clip(config: ClipConfig, device: str | None = None) -> Clip:
+    """The same with random weights: as fast and as exact, for measurements. Its features mean nothing."""
+    return _on_device(_built(config), config, device)
+
+
+def _built(config: ClipConfig) -> Clip:
+    """On the CPU, in float32, with whatever weights it is made with."""
     import open_clip
 
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.model == DEMO:
         from models.tokenizers import clip_tokenizer
 
@@ -152,10 +164,6 @@ def load_clip(config: ClipConfig, weights: Weights, device: str | None = None) -
             config.model, pretrained=None, load_weights=False, force_quick_gelu=bool(tag.get("quick_gelu", False)), device="cpu"
         )
         mean, std, tokenize = tuple(tag["mean"]), tuple(tag["std"]), open_clip.get_tokenizer(config.model)
-    _load(network, weights.path)
-    network = network.eval().requires_grad_(False).to(where)
-    if config.precision == "bf16":
-        network = network.to(torch.bfloat16)
     size = network.visual.image_size
     return Clip(
         network=network,
@@ -164,9 +172,17 @@ def load_clip(config: ClipConfig, weights: Weights, device: str | None = None) -
         mean=mean,
         std=std,
         dim=int(network.visual.output_dim),
-        device=where,
-        precision=config.precision,
+        device=torch.device("cpu"),
+        precision="fp32",
     )
+
+
+def _on_device(clip: Clip, config: ClipConfig, device: str | None) -> Clip:
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network = clip.network.eval().requires_grad_(False).to(where)
+    if config.precision == "bf16":
+        network = network.to(torch.bfloat16)
+    return dataclasses.replace(clip, network=network, device=where, precision=config.precision)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """One partition of images -> one file of features: `raw/<p>.tar` -> `embeddings/<p>.parquet`.
 
 Rows are sorted by uid; an image that cannot be decoded has no row and is counted. Batches are cut from the partition's own
-order, all of one shape, on one CPU thread or one GPU: the float16 bytes do not depend on how many partitions or decoding
+order, on one CPU thread or one GPU: the float16 bytes do not depend on how many partitions or decoding
 threads run at a time (docs/embedding.md tells what they do depend on).
 """
 
@@ -133,8 +133,10 @@ def embed_table(
             rows.append(image.row)
             yield image.crops
 
+    # A CPU's sums are the same for batches of all sizes that occur; a GPU's are not.
+    found = embed_crops(clip, prepared_crops(), batch_crops=batch_crops, same_shape=clip.device.type != "cpu")
     # Rounded one by one: float32 features of a partition would be the largest thing in memory.
-    features = [feature.astype(np.float16) for feature in embed_crops(clip, prepared_crops(), batch_crops=batch_crops, same_shape=True)]
+    features = [feature.astype(np.float16) for feature in found]
     counts["embedded"] = len(features)
     matrix = np.stack(features) if features else np.empty((0, clip.dim), np.float16)
     columns = {

@@ -86,6 +86,13 @@ def test_features_are_the_same_to_the_last_bit_whatever_the_batch(vit: Clip, bat
     assert np.array_equal(np.stack(list(embed_images(vit, images, batch_crops=batch))), together)
 
 
+def test_features_in_bfloat16_point_where_those_in_float32_do(vit: Clip) -> None:
+    half = dataclasses.replace(vit, network=copy.deepcopy(vit.network).to(torch.bfloat16), precision="bf16")
+    images = [picture(224 + 90 * (number % 2), 224, seed=number) for number in range(3)]
+    cosines = [float(one @ other) for one, other in zip(embed_images(vit, images), embed_images(half, images), strict=True)]
+    assert min(cosines) >= 0.9999 and not all(cosine == 1 for cosine in cosines)
+
+
 @pytest.mark.gpu
 def test_a_gpu_gives_the_features_of_a_cpu(clip: Clip) -> None:
     on_gpu = dataclasses.replace(clip, network=copy.deepcopy(clip.network).cuda(), device=torch.device("cuda"))
