@@ -231,10 +231,10 @@ def world(scenes: int) -> None:
         print(f"  cosine {cosine}, {hamming:>2} bits: recall {right / planted:.3f}, precision {precision:.3f} ({wrong:,} wrong)")
 
 
-def made_up(count: int, dim: int, copies: float, rng: np.random.Generator) -> Images:
-    """Features in overlapping clusters, a share of them near-duplicates of others at cosines of 0.94 to 1."""
+def made_up(count: int, dim: int, copies: float, rng: np.random.Generator, *, clusters: bool = True) -> Images:
+    """Features in overlapping clusters, or spread evenly; a share of them near-duplicates of others at cosines of 0.94 to 1."""
     centres = rng.normal(size=(max(2, count // 200), dim)).astype(np.float32)
-    vectors = centres[rng.integers(0, len(centres), count)] * 0.8 + rng.normal(size=(count, dim)).astype(np.float32)
+    vectors = centres[rng.integers(0, len(centres), count)] * 0.8 * clusters + rng.normal(size=(count, dim)).astype(np.float32)
     hashes = rng.integers(0, 2**64, count, dtype=np.uint64)
     copied = rng.choice(count, int(count * copies), replace=False)
     source = rng.integers(0, count, len(copied))
@@ -295,13 +295,13 @@ def _search(folder: str, config: DuplicateConfig, digests: dict[str, str]) -> tu
     return seconds, peak, pairs
 
 
-def cells(count: int, dim: int) -> None:
+def cells(count: int, dim: int, clusters: bool) -> None:
     """Recall of cells against the exact search."""
     with tempfile.TemporaryDirectory() as scratch:
-        made = made_up(count, dim, 0.2, np.random.default_rng(0))
+        made = made_up(count, dim, 0.2, np.random.default_rng(0), clusters=clusters)
         digests = write_partitions(Path(scratch), made, 5_000)
         seconds, peak, exact = searched(scratch, DuplicateConfig(exact_rows=10**9), digests)
-        print(f"{count:,} x {dim}, {len(exact):,} pairs")
+        print(f"{count:,} x {dim}, {len(exact):,} pairs, {'in clusters' if clusters else 'spread evenly: the worst for cells'}")
         print(f"  exact: {seconds:.1f} CPU s, {count / seconds:,.0f} rows/s, {count**2 / 2 / seconds / 1e6:,.0f} M pairs/s, {peak:,} MiB")
         for nprobe in (1, 2, 3, 4, 8):
             shutil.rmtree(f"{scratch}/duplicates")
@@ -350,7 +350,8 @@ def main() -> None:
     elif arguments.part == "world":
         world(arguments.scenes)
     elif arguments.part == "cells":
-        cells(arguments.rows or 40_000, arguments.dim)
+        for clusters in (True, False):
+            cells(arguments.rows or 40_000, arguments.dim, clusters)
     else:
         growth(arguments.rows or 500, arguments.dim)
 
