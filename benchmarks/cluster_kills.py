@@ -32,7 +32,7 @@ from winnow.workspace import open_workspace
 
 RECIPE = "demo-noised-clip"
 TRAINING = TrainConfig(model="tiny-noised-clip", num_steps=24, batch_size=8, lr=1e-3, ema_rate=0.9, log_every=1, checkpoint_every=3)
-MIDDLE = {"download": 16, "embed": 16, "duplicates": 1, "fit": 0, "score": 16, "shard": 1, "weigh": 16, "train": 0}
+MIDDLE = {"download": 16, "embed": 16, "duplicates": 1, "fit": 0, "score": 16, "shard": 1, "train": 0}
 """Stage -> so many receipts after it began, a node is killed; 0: fitting and training are few, long pieces, and time or steps tell."""
 RUN = ("manifest", "download", "embed", "duplicates", "similarity", "fit", "score", "shard", "weigh", "train")
 COMPARED = ("manifest", "raw", "embeddings", "imports", "filters", "decisions", "shards", "checkpoints")

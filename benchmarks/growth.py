@@ -48,12 +48,16 @@ class World:
         self.config = WorldConfig(num_scenes=(max(SIZES) + 1) * rows, fault_share=0.0, hostile_share=0.0, hate_symbol_share=0.05)
         self.scenes: list[Scene] = make_world(self.config)
 
-    def workspace(self, name: str, partitions: int) -> RunConfig:
-        """A new workspace of so many partitions, nothing done."""
+    def workspace(self, name: str, partitions: int, filters_of: RunConfig | None = None) -> RunConfig:
+        """A new workspace of so many partitions, nothing done; with another one's filters and labels, if that is named."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         storage = open_workspace(str(path))
-        demo.prepare_world(storage, self.config, self.scenes, self.port)
+        if filters_of is None:
+            demo.prepare_world(storage, self.config, self.scenes, self.port)
+        else:
+            for folder in ("world", "filters", "labels"):
+                shutil.copytree(f"{filters_of.workspace}/{folder}", path / folder)
         config = demo.demo_config(str(path), port=self.port)
         plan = LabelPlan(random_labels=600, text_search_labels=30, boundary_labels=20)
         self.list_urls(config, partitions)
@@ -86,10 +90,8 @@ def growth(world: World) -> dict[str, Any]:
     rows: dict[int, dict[str, float]] = {}
     for size in SIZES:
         tries = []
-        for turn in range({1: 5, 10: 2}.get(size, 1)):
-            config = world.workspace(f"growth-{size}-{turn}", size)
-            for folder in ("filters", "labels"):
-                shutil.copytree(f"{first.workspace}/{folder}", f"{config.workspace}/{folder}")
+        for turn in range({1: 3, 10: 2}.get(size, 1)):
+            config = dataclasses.replace(world.workspace(f"growth-{size}-{turn}", size, first), imports={})
             before_score = costs(config, ("manifest", "download", "embed", "duplicates", "similarity"))
             found = {**before_score, **costs(config, ("score", "shard"))}
             tries.append({stage: found[stage][0] for stage in GROWING})

@@ -193,7 +193,10 @@ def deployments() -> list[Json]:
 
 
 def settled(value: Json) -> Json:
-    return re.sub(r"{{ \$(\w+) }}", r"/somewhere/\1", value) if isinstance(value, str) else value
+    """As deploying fills in variables of the environment."""
+    if isinstance(value, dict):
+        return {key: settled(one) for key, one in value.items()}
+    return re.sub(r"{{ \$(\w+) }}", r"/somewhere/\1@example.org", value) if isinstance(value, str) else value
 
 
 def check_deployment(deployment: Json) -> None:
@@ -204,7 +207,8 @@ def check_deployment(deployment: Json) -> None:
     module, _, name = deployment["entrypoint"].rpartition(".")
     flow = getattr(importlib.import_module(module), name)
     assert isinstance(flow, Flow), deployment["entrypoint"]
-    config = run_config({key: settled(value) for key, value in deployment["parameters"]["config"].items()})
+    config = run_config(settled(deployment["parameters"]["config"]))
+    config.download.check_contact()
     flow.validate_parameters({**deployment["parameters"], "config": config})
     for schedule in deployment.get("schedules", ()):
         assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]).timezone == "UTC"

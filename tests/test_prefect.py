@@ -178,6 +178,7 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
         "WINNOW_ROOT": str(ROOT),
         "WINNOW_WORKSPACE": str(tmp_path / "workspace"),
         "WINNOW_MANIFEST": str(tmp_path / "manifest.yaml"),
+        "WINNOW_CONTACT": "tests@example.org",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
@@ -262,7 +263,10 @@ def test_the_deployments_deploy_and_a_worker_runs_the_nightly_one(server: dict[s
         env=server, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
-        config = {"workspace": server["WINNOW_WORKSPACE"], "manifest": server["WINNOW_MANIFEST"], "embed": {"model": "demo"}, "workers": 1}
+        config = {
+            "workspace": server["WINNOW_WORKSPACE"], "manifest": server["WINNOW_MANIFEST"], "embed": {"model": "demo"}, "workers": 1,
+            "download": {"contact": server["WINNOW_CONTACT"]},
+        }  # fmt: skip
         run = subprocess.run(
             [sys.executable, "-m", "prefect", "deployment", "run", "curate/nightly", "--param", f"config={json.dumps(config)}", "--watch"],
             env=server, cwd=tmp_path, capture_output=True, text=True, timeout=540,
