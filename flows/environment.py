@@ -32,7 +32,9 @@ def prepare(workspace: str) -> None:
 
 def _home_of(url: str) -> str:
     """Prefect's home for a workspace that is on no disk: its database is a file."""
-    return os.path.join(os.path.expanduser("~"), ".cache", "winnow", "prefect", digest(url)[:SHORT])
+    home = os.path.join(os.path.expanduser("~"), ".cache", "winnow", "prefect", digest(url)[:SHORT])
+    os.makedirs(home, exist_ok=True)  # Prefect makes the last folder alone
+    return home
 
 
 @contextlib.contextmanager

@@ -127,7 +127,7 @@ class StoreLock:
             try:
                 self.store.write_if(self.path, b"{}\n", etag=self._etag)
             except StorageError as problem:
-                logger.warning("the lock could not be released and is free after %.0f s: %s", self.stale_seconds, problem)
+                logger.warning("the lock could not be released; others may take it after %.0f s: %s", self.stale_seconds, problem)
 
     def _keep(self) -> None:
         while not self._ending.wait(self.beat_seconds) and self._lost is None:
