@@ -18,6 +18,8 @@ import yaml
 
 from tasks.config import run_config
 from tasks.session import WAIT
+from winnow.plan.plan import make_plan
+from winnow.plan.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -298,3 +300,26 @@ def test_the_store_forgets_orphan_uploads() -> None:
     (rule,) = json.loads((DEPLOY / "lifecycle.json").read_text())["Rules"]
     assert (rule["Status"], rule["AbortIncompleteMultipartUpload"]) == ("Enabled", {"DaysAfterInitiation": 7})
     assert "Expiration" not in rule, "it must never delete an object"
+
+
+@pytest.mark.parametrize(("column", "size"), list(enumerate(["1m", "100m", "1b"])))
+def test_the_sizes_told_are_those_that_the_plan_computes(column: int, size: str) -> None:
+    ledger = make_plan(read_settings(str(DEPLOY / "sizes" / f"{size}.yaml"))).ledger
+    rows = {}
+    for line in (ROOT / "docs" / "cluster.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4:
+            rows[cells[0]] = [float(number.replace(",", "")) for number in re.findall(r"[0-9][0-9.,]*(?<![.,])", cells[1 + column])]
+    assert rows["partitions of 10,000"] == [ledger["listed"] / 10_000]
+    told = {
+        "download": ledger["download_hours"],
+        "embed, ViT-B/16, three crops": ledger["embed_hours"],
+        "raw images in the store": ledger["raw_bytes"] / 1e12,
+        "all else: features, decisions, cells, shards": (ledger["total_bytes"] - ledger["raw_bytes"]) / 1e12,
+        "GPU hours, CPU hours": ledger["total_gpu_hours"],
+    }
+    for name, value in told.items():
+        assert rows[name][0] == pytest.approx(value, rel=0.1), name
+    assert rows["GPU hours, CPU hours"][1] == pytest.approx(ledger["total_cpu_hours"], rel=0.2)
+    minutes = 60 * ledger["duplicates_hours"], 60 * (ledger["score_hours"] + ledger["shard_hours"])
+    assert (rows["near-duplicates"][0], rows["score three filters, shard"][0]) == pytest.approx(minutes, rel=0.1, abs=0.5)
