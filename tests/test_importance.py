@@ -33,7 +33,7 @@ def drawn(n: int = 12_000, dim: int = 8, pull: float = 2.0, seed: int = 0) -> tu
 
 
 def test_weights_are_one_by_the_chance_to_be_kept():
-    x, kept, chance = drawn(40_000)
+    x, kept, chance = drawn(25_000)
     importance, _ = fit_importance(x, kept, dataclasses.replace(CONFIG, max_weight=1000.0))
     true = 1 / chance[kept]
     true /= true.mean()
@@ -67,7 +67,7 @@ def test_what_is_measured_is_measured_on_images_kept_apart():
 
 
 def test_pure_chance_teaches_nothing_and_weighs_nearly_nothing():
-    x, _, _ = drawn(20_000, dim=16)
+    x, _, _ = drawn(12_000, dim=16)
     kept = np.random.default_rng(1).random(len(x)) < 0.6
     importance, told = fit_importance(x, kept, CONFIG)
     assert abs(told["auc"] - 0.5) < 0.03

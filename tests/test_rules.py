@@ -70,7 +70,7 @@ def test_plain_sentences_are_told_by_language(language):
 
 def test_of_25_014_english_captions_few_are_undetermined_and_hardly_one_is_taken_for_another_language(photos):
     captions = [entry["caption"] for entry in json.loads((photos / "coco_captions_val2017.json").read_bytes())["annotations"]]
-    told = Counter(caption_language(caption) for caption in captions[::3])
+    told = Counter(caption_language(caption) for caption in captions[::5])
     assert told["en"] / told.total() > 0.985
     assert 1 - (told["en"] + told["und"]) / told.total() < 0.002
 
@@ -83,7 +83,7 @@ TEXTS = st.one_of(
 
 
 @pytest.mark.parametrize("spec", RULES.values(), ids=lambda spec: spec.name)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(caption=TEXTS, width=st.integers(1, 9000), height=st.integers(1, 9000), grain=st.integers(-(2**14), 2**14))
 def test_a_rules_second_computation_agrees_with_the_first(spec, caption, width, height, grain):
     row = {"caption": caption, "width": width, "height": height, "similarity": grain * SIMILARITY_STEP}
@@ -148,7 +148,7 @@ def write_similarities(storage: Storage, name: str, values: np.ndarray) -> None:
     write_table(storage, similarity_file(name), pa.table({"uid": uids, "similarity": pa.array(values, pa.float32())}))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(grains=st.lists(st.integers(-50, 9000), min_size=1, max_size=80), share=st.floats(0.01, 0.99))
 def test_a_shares_limit_keeps_at_least_that_share_and_no_higher_limit_does(tmp_path_factory, grains, share):
     storage = Storage(str(tmp_path_factory.mktemp("share")))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,16 +45,23 @@ def config(storage: Storage, **changes) -> RunConfig:
     return run_config({**plain, **changes})
 
 
-@pytest.fixture
-def storage(tmp_path, monkeypatch) -> Storage:
-    """A made-up run; the stages work in this process."""
-    monkeypatch.setattr(RunConfig, "num_workers", property(lambda self: 0))
-    storage = make_workspace(tmp_path / "run", rows=40, trained=False)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A made-up run without words and weights."""
+    storage = make_workspace(tmp_path_factory.mktemp("made"), rows=30, labels=300, trained=False)
     for stage in ("importance", "weigh", "weigh-shard", "words"):
         storage.remove_folder(f"receipts/{stage}")
     for folder in ("weights", "words", "shards/kept/weights"):
         storage.remove_folder(folder)
-    return storage
+    return Path(storage.url)
+
+
+@pytest.fixture
+def storage(made, tmp_path, monkeypatch) -> Storage:
+    """A copy of it; the stages work in this process."""
+    monkeypatch.setattr(RunConfig, "num_workers", property(lambda self: 0))
+    shutil.copytree(made, tmp_path / "run")
+    return Storage(str(tmp_path / "run"))
 
 
 def test_a_similarity_is_the_cosine_of_caption_and_image(storage):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models.batch_loss import batch_loss
-from models.catalog import MODELS, TINY_NOISED_CLIP, noised_clip_model
+from models.catalog import MODELS, TINY_BASE, TINY_NOISED_CLIP, diffusion_model, noised_clip_model
 from models.checkpoints import newest_checkpoint, read_state
 from models.objectives import contrastive_loss
 from models.recipes import TrainConfig
@@ -25,6 +25,17 @@ from winnow.errors import CheckpointError, ConfigError, ShardError
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_shards import give_weights, make_shards
 
+SMALL_BASE = diffusion_model(
+    "small-base",
+    dataclasses.replace(
+        TINY_BASE,
+        image_size_px=16,
+        channel_mult=(1, 1),
+        head_channels=16,
+        text=dataclasses.replace(TINY_BASE.text, width=32, num_layers=1, num_heads=2),
+    ),
+    MODELS["tiny-base"].tokenizer,
+)
 SMALL = noised_clip_model(
     "small-clip",
     dataclasses.replace(TINY_NOISED_CLIP, image_size_px=16, image_width=36, image_layers=1, text_width=36, text_layers=1),
@@ -34,8 +45,9 @@ CONFIG = TrainConfig(model="tiny-noised-clip", num_steps=4, batch_size=8, lr=1e-
 
 
 @pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, SMALL.name, SMALL)
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in (SMALL, SMALL_BASE):
+        monkeypatch.setitem(MODELS, spec.name, spec)
 
 
 @pytest.fixture
@@ -126,7 +138,7 @@ def test_a_weighted_contrastive_loss_is_the_mean_of_weight_times_cross_entropy()
     torch.testing.assert_close(contrastive_loss(z_image, z_text, weights), (weights * rows).mean())
 
 
-@pytest.mark.parametrize("name", ["tiny-base", "small-clip"])
+@pytest.mark.parametrize("name", ["small-base", "small-clip"])
 def test_weights_multiply_losses_and_weights_of_one_change_no_bit(name):
     spec = MODELS[name]
     torch.manual_seed(0)

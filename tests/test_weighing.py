@@ -150,10 +150,16 @@ def test_the_classifier_stands_when_partitions_come_and_falls_with_the_filters(s
     assert (go("1", NAMES[:2]), go("1", NAMES), go("2", NAMES)) == (1, 0, 1)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    return Path(make_workspace(tmp_path_factory.mktemp("made"), rows=40, labels=300, trained=False).url)
+
+
 @pytest.fixture
-def whole(tmp_path) -> Storage:
+def whole(made, tmp_path) -> Storage:
     """A made-up run with weights beside its shards."""
-    return make_workspace(tmp_path / "run", rows=40, trained=False)
+    shutil.copytree(made, tmp_path / "run")
+    return Storage(str(tmp_path / "run"))
 
 
 def test_what_a_training_reads_are_the_weights_of_the_shards_samples_in_their_order(whole):

@@ -187,7 +187,7 @@ def test_hostile_captions_stay_text_in_the_tables_of_words(tmp_path):
     from winnow.audit import summarise
     from winnow.report.page import render_page
 
-    storage = make_workspace(tmp_path, rows=30, trained=False)
+    storage = make_workspace(tmp_path, rows=20, labels=300, trained=False)
     summary = summarise(storage)
     entry = {"word": "<img src=x onerror=alert(1)>", "before": 0.5, "after": 0.1, "change": -0.8, "low": -0.9, "high": -0.7, "count": 9}
     summary["words"] |= {"fell": [entry], "groups": [entry]}
