@@ -213,7 +213,7 @@ def test_a_workspace_in_which_nothing_ran_has_no_rates(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_with_formulas_or_json() -> None:
     table = CliRunner().invoke(command, [str(GLIDE)])
     assert table.exit_code == 0, table.output
-    assert "download_cpu_hours = listed * download_cpu_seconds / 3600 = 208 CPU hours" in table.output
+    assert "download_cpu_hours = listed * download_cpu_seconds / 3600 = 139 CPU hours" in table.output
     assert "train_base_3_5b" in table.output and "limited by" in table.output
     shown = json.loads(CliRunner().invoke(command, [str(GLIDE), "--json"]).output)
     assert shown["totals"]["cost"] == pytest.approx(sum(stage["cost"] for stage in shown["stages"]))

@@ -10,7 +10,7 @@ from winnow.errors import ConfigError
 
 STAGES = ("download", "embed", "duplicates", "score", "shard", "train")
 ASSUMED_MFU = 0.4
-HERE = "docs/benchmarks.md, one thread of an Intel Xeon with AVX-512"
+HERE = "docs/benchmarks.md (unit rates), one thread of an Intel Xeon with AVX-512"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class Rates:
 
     __pydantic_config__: ClassVar = STRICT
 
-    download_cpu_seconds: float = _rate(0.003, "CPU seconds a url", HERE)
+    download_cpu_seconds: float = _rate(0.002, "CPU seconds a url", HERE)
     url_seconds: float = _rate(1.5, "seconds from the first to the last byte of a url", "assumed")
     url_threads: float = _rate(32, "urls at a time, each worker", "DownloadConfig.threads")
     decode_cpu_seconds: float = _rate(0.0018, "CPU seconds an image, decoded and cropped", HERE)
@@ -79,7 +79,7 @@ class Rates:
     crops_per_gpu_second: float = _rate(1100, "crops, ViT-B/16", "published for an A100: clip-retrieval, distributed_clip_inference.md")
     gemm_flops_per_cpu_second: float = _rate(8e10, "FLOP, matrix products with looking through them", HERE)
     score_cpu_seconds: float = _rate(1.2e-8, "CPU seconds a row and support vector", HERE)
-    shard_cpu_seconds: float = _rate(0.0005, "CPU seconds a kept sample, read, hashed and written", HERE)
+    shard_cpu_seconds: float = _rate(0.0001, "CPU seconds a kept sample, read, hashed and written", HERE)
     overhead: float = _rate(1.05, "times the work itself: starting, receipts, stragglers", "assumed")
 
 
