@@ -13,11 +13,13 @@ import pytest
 from filters.learning import LabelPlan, LearnConfig
 from flows import demo
 from tasks.config import RunConfig
+from tasks.forgetting import forget_samples
 from tasks.stages import STAGES
 from winnow.conservation import check_conservation
 from winnow.demo.server import DemoServer
 from winnow.demo.world import WorldConfig, make_world, write_url_list
 from winnow.errors import ConfigError
+from winnow.forget_match import Wanted
 from winnow.partitions import StageRun
 from winnow.storage import Storage
 from winnow.verify import render, verify
@@ -171,3 +173,58 @@ def test_another_promise_scores_anew_without_embedding(copy: Storage, server: De
 def test_the_demo_needs_a_local_folder() -> None:
     with pytest.raises(ConfigError, match="it needs a local folder, not memory://demo"):
         demo.run_demo("memory://demo", port=PORT)
+
+
+def test_forgetting_a_sample_makes_no_stage_run_again(copy: Storage, server: DemoServer) -> None:
+    config = small(Path(copy.url))
+    grouped = {
+        uid for name in copy.names("duplicates/groups") for uid in pq.read_table(copy.full(f"duplicates/groups/{name}"))["uid"].to_pylist()
+    }
+    kept = next(
+        row["uid"]
+        for name in copy.names("decisions")
+        if name.endswith(".parquet")
+        for row in pq.read_table(copy.full(f"decisions/{name}")).to_pylist()
+        if row["verdict"] == "kept" and row["uid"] not in grouped
+    )
+    before = server.stats()
+    forget_samples(config, Wanted(uids=frozenset([kept])), reason="request 7")
+    again = run(config, CURATE)
+    # Near-duplicates are looked for again in its partition alone: features that a search has seen are part of what it is.
+    assert {name: result.ran for name, result in again.items() if name != "duplicates"} == dict.fromkeys(set(CURATE) - {"duplicates"}, 0)
+    assert again["duplicates"].ran == 2 and again["score"].counts["forgotten"] == 1
+    assert server.stats() == before
+    run(config, ("report",))
+    found = verify(copy)
+    assert found.ok, render(found)
+
+
+def test_whoever_is_on_the_opt_out_list_is_never_asked_for_and_forgotten_if_here(copy: Storage, server: DemoServer, tmp_path: Path) -> None:
+    scenes = make_world(WORLD)
+    fresh = [scene for scene in scenes[LISTED:] if scene.fault is None][:4]
+    write_url_list([*scenes[:LISTED], *fresh], f"http://127.0.0.1:{PORT}", copy.full("world/urls.parquet"))
+    here = [row for name in copy.names("raw") if name.endswith(".parquet") for row in pq.read_table(copy.full(f"raw/{name}")).to_pylist()]
+    downloaded = [row for row in here if row["status"] == "downloaded"]
+    images = {row["uid"] for row in downloaded if row["sha256"] == downloaded[7]["sha256"]}
+    urls = [f"http://127.0.0.1:{PORT}{scene.path}" for scene in fresh[:2]]
+    (tmp_path / "list.txt").write_text("\n".join([*urls, downloaded[7]["sha256"], downloaded[30]["uid"]]) + "\n")
+    before = server.stats()
+    after = run(dataclasses.replace(small(Path(copy.url)), opt_out=str(tmp_path / "list.txt")), ("manifest", "download"))
+    asked = {path for path, count in server.stats().items() if count != before.get(path, 0)} - {"/robots.txt"}
+    assert asked == {scene.path for scene in fresh[2:]} and after["download"].ran == 1
+    causes = {
+        row["uid"]: row["cause"]
+        for name in copy.names("raw")
+        if name.endswith(".parquet")
+        for row in pq.read_table(copy.full(f"raw/{name}")).to_pylist()
+    }
+    opted_out = {uid for uid, cause in causes.items() if cause == "opted_out"}
+    assert {*images, downloaded[30]["uid"]} <= opted_out and len(opted_out) == len(images) + 1 + 2
+    listed = [
+        row["url"] for name in copy.names("manifest") if name[0] == "0" for row in pq.read_table(copy.full(f"manifest/{name}")).to_pylist()
+    ]
+    assert listed.count("urn:winnow:opted_out") == len(opted_out) and not set(urls) & set(listed)
+    # The list has not changed: nobody is looked for again, nobody forgotten twice.
+    events = copy.names("forgotten")
+    run(dataclasses.replace(small(Path(copy.url)), opt_out=str(tmp_path / "list.txt")), ("manifest", "download"))
+    assert copy.names("forgotten") == events

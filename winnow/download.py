@@ -25,7 +25,7 @@ from winnow.forgotten import slug_of
 from winnow.guard import FetchError, check_url, guarded, is_passing
 from winnow.journal import SETTLED, Fetched, Journal, journal_of
 from winnow.later import Later, write_later
-from winnow.partitions import Outcome, at_work
+from winnow.partitions import Outcome, at_work, known_of
 from winnow.receipts import Work
 from winnow.refusals import Origins, RefusalPolicy
 from winnow.storage import Storage
@@ -110,10 +110,10 @@ def download_partition(
         if _num_downloaded(rows) > _num_downloaded(before) or not again:
             _write_tar(scratch / "raw.tar", listed, journal)
             forget_old()
-            storage.put(scratch / "raw.tar", raw_tar(name))
-            write_table(storage, raw_table(name), pa.Table.from_pylist(rows, schema=TABLE))
+            tar = storage.put(scratch / "raw.tar", raw_tar(name))
+            known = known_of(tar, write_table(storage, raw_table(name), pa.Table.from_pylist(rows, schema=TABLE)))
         else:
-            rows = before
+            rows, known = before, {}
         leftovers = (str(journal.folder),)
     causes = _counted(row["cause"] for row in rows if row["cause"])
     passing = {cause: count for cause, count in causes.items() if is_passing(cause)}
@@ -122,6 +122,7 @@ def download_partition(
     write_later(storage, later, passing, earlier=earlier)
     return Outcome(
         outputs=(raw_tar(name), raw_table(name)),
+        known=known,
         counts={"downloaded": _num_downloaded(rows), "failed": sum(causes.values())},
         facts={
             "causes": causes,
@@ -174,7 +175,7 @@ def _is_pending(journal: Journal, uid: str, retries: int) -> bool:
 def _settle(row: Mapping[str, Any], journal: Journal) -> None:
     """If the url alone says that it will not be fetched."""
     if slug := slug_of(row["url"]):
-        journal.add(row["uid"], failed(slug), settled=True)
+        journal.add(row["uid"], Fetched(cause=slug), settled=True)
         return
     try:
         check_url(row["url"])
