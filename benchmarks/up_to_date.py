@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.s3_server import BUCKET, KEYS, serving_s3
 from winnow.partitions import Outcome, run_step
@@ -75,27 +76,40 @@ def check(url: str, count: int) -> dict[str, float]:
     return {"seconds": time.monotonic() - began, "cpu": time.process_time() - cpu, "grown_mb": (peak - before) / 1024}
 
 
-def measured(url: str, count: int) -> dict[str, float]:
+def measured(url: str, count: int, server: int | None) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.up_to_date", "--check", url, str(count)]
+    before = cpu_of(server)
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(done.stderr)
-    return dict(json.loads(done.stdout))
+    return {**json.loads(done.stdout), "server": cpu_of(server) - before}
+
+
+def cpu_of(pid: int | None) -> float:
+    """CPU seconds of a process so far."""
+    if pid is None:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def told(run: dict[str, float] | None) -> str:
-    return "-" if run is None else f"{run['seconds']:.2f} s ({run['cpu']:.2f} CPU), +{run['grown_mb']:.0f} MB"
+    if run is None:
+        return "-"
+    server = f" + {run['server']:.1f} of the server" if run["server"] else ""
+    return f"{run['seconds']:.2f} s ({run['cpu']:.2f} CPU{server}), +{run['grown_mb']:.0f} MB"
 
 
 @contextmanager
-def store(where: str) -> Iterator[str]:
+def store(where: str) -> Iterator[tuple[str, int | None]]:
+    """Where to write, and the process of the server behind it."""
     if where == "disk":
         with tempfile.TemporaryDirectory() as folder:
-            yield folder
+            yield folder, None
         return
     with serving_s3() as server:
         os.environ.update(KEYS | {"AWS_ENDPOINT_URL": server.endpoint})
-        yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        yield f"s3://{BUCKET}/{uuid.uuid4().hex}", server.pid
 
 
 def main() -> None:
@@ -108,16 +122,16 @@ def main() -> None:
     if arguments.check:
         print(json.dumps(check(arguments.check[0], int(arguments.check[1]))))
         return
-    print(f"{'where':<6} {'partitions':>10}  {'counts made again':>32}  {'up to date':>32}")
+    print(f"{'where':<6} {'partitions':>10}  {'counts made again':>48}  {'up to date':>48}")
     for where in arguments.where:
-        with store(where) as root:
+        with store(where) as (root, server):
             for count in arguments.partitions:
                 url = f"{root}/{count}"
                 plant(Storage(url), count, counts=arguments.counts)
-                first, then = None if arguments.counts else measured(url, count), measured(url, count)
-                print(f"{where:<6} {count:>10,}  {told(first):>32}  {told(then):>32}", flush=True)
-                if then["seconds"] > LIMIT_SECONDS:
-                    raise SystemExit(f"the check took {then['seconds']:.1f} s, more than {LIMIT_SECONDS:.0f} s")
+                first, then = None if arguments.counts else measured(url, count, server), measured(url, count, server)
+                print(f"{where:<6} {count:>10,}  {told(first):>48}  {told(then):>48}", flush=True)
+                if then["cpu"] + then["server"] > LIMIT_SECONDS:  # of both, one after the other: does not depend on other work
+                    raise SystemExit(f"{count:,} partitions took {then['cpu'] + then['server']:.1f} s, more than {LIMIT_SECONDS:.0f} s")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def find_contaminated(storage: Storage, name: str, *, limits: Limits, references
         ]  # fmt: skip
         tables.append(pa.table([pa.array(list(c), f.type) for c, f in zip(columns, CONTAMINATION, strict=True)], schema=CONTAMINATION))
     table = pa.concat_tables(tables).sort_by([("uid", "ascending"), ("reference", "ascending"), ("item", "ascending")])
-    write_table(storage, contamination_file(name), table)
-    return Outcome(outputs=(contamination_file(name),), counts={f"matches_{key}": count for key, count in counts.items()})
+    written = write_table(storage, contamination_file(name), table)
+    return Outcome.of(written, counts={f"matches_{key}": count for key, count in counts.items()})
 
 
 def match(images: Images, references: Iterator[tuple[Images, list[str]]], limits: Limits) -> tuple[np.ndarray, list[str]]:

@@ -131,8 +131,7 @@ def assign_cells(storage: Storage, name: str, *, centroids: str, nprobe: int, bl
         records[field] = values[row[order]]
     records["home"], records["cell"] = home[order], cell[order]
     starts = np.searchsorted(_block_of(records["cell"], cells.shape[1], blocks), np.arange(blocks + 1)).astype(np.int64)
-    storage.write_bytes(cells_file(name), cell_files.to_bytes(starts, records))
-    return Outcome(outputs=(cells_file(name),), counts={"assigned": len(images)})
+    return Outcome.of(storage.write_bytes(cells_file(name), cell_files.to_bytes(starts, records)), counts={"assigned": len(images)})
 
 
 def cell_works(waves: Waves, limits: Limits, *, centroids: str, blocks: int) -> Iterator[Work]:
@@ -187,8 +186,7 @@ def images_of(table: pa.Table, number: int, where: str) -> Images:
 
 
 def _write_pairs(storage: Storage, name: str, pairs: np.ndarray, names: Sequence[str]) -> Outcome:
-    write_table(storage, pairs_file(name), pairs_table(pairs, names))
-    return Outcome(outputs=(pairs_file(name),), counts={"pairs": len(pairs)})
+    return Outcome.of(write_table(storage, pairs_file(name), pairs_table(pairs, names)), counts={"pairs": len(pairs)})
 
 
 def pairs_table(pairs: np.ndarray, names: Sequence[str]) -> pa.Table:

@@ -125,8 +125,7 @@ def score_partition(
         ConservationError: manifest, download and embedding do not speak of the same samples.
     """
     decided = decide(storage, name, filters, copy_reasons(storage, name), rules, device)
-    write_table(storage, decisions(name), decided.table)
-    return Outcome(outputs=(decisions(name),), counts=decided.counts)
+    return Outcome.of(write_table(storage, decisions(name), decided.table), counts=decided.counts)
 
 
 def decide(

@@ -59,9 +59,7 @@ def embed_partition(
     with storage.local_file(raw_tar(name)) as tar:
         samples = ((sample.uid, sample.image) for sample in read_samples(tar))
         table, counts = embed_table(clip, samples, config.batch_crops, threads=threads)
-    path = embeddings(name)
-    write_table(storage, path, table)
-    return Outcome(outputs=(path,), counts=counts, facts=_facts(clip))
+    return Outcome.of(write_table(storage, embeddings(name), table), counts=counts, facts=_facts(clip))
 
 
 def embed_folder(
@@ -81,10 +79,9 @@ def embed_folder(
     if table.num_rows == 0:
         raise ConfigError(f"{folder} holds no image that can be decoded; {name} needs its curated positives there (imports: in the config)")
     table = table.append_column("name", pa.array([names[uid] for uid in table["uid"].to_pylist()], pa.string()))
-    path = f"imports/{name}.parquet"
-    write_table(storage, path, table)
+    written = write_table(storage, f"imports/{name}.parquet", table)
     counts["imported"] = counts.pop("embedded")
-    return Outcome(outputs=(path,), counts=counts, facts=_facts(clip))
+    return Outcome.of(written, counts=counts, facts=_facts(clip))
 
 
 def folder_images(folder: str) -> dict[str, Path]:

@@ -33,6 +33,7 @@ class S3Server:
     """Where the server is."""
 
     endpoint: str
+    pid: int
 
     @property
     def port(self) -> int:
@@ -66,13 +67,13 @@ def serving_s3() -> Iterator[S3Server]:
                 break
             assert process.poll() is None, "moto did not start"
             time.sleep(0.05)
-        server = S3Server(endpoint=f"http://127.0.0.1:{port}")
+        server = S3Server(endpoint=f"http://127.0.0.1:{port}", pid=process.pid)
         with server.client() as client:
             client.create_bucket(Bucket=BUCKET)
         yield server
     finally:
-        process.terminate()
-        process.wait(10)
+        process.kill()  # it keeps nothing
+        process.wait()
 
 
 def fresh_url() -> str:

@@ -56,8 +56,12 @@ class Outcome:
     @classmethod
     def of(cls, *written: Written, counts: Mapping[str, int] | None = None, facts: Mapping[str, Any] | None = None) -> "Outcome":
         """Of files as `Storage` wrote them: nothing is read again."""
-        known = {file.path: {"sha256": file.sha256, "bytes": file.bytes} for file in written}
-        return cls(outputs=tuple(known), counts=counts or {}, facts=facts or {}, known=known)
+        return cls(outputs=tuple(file.path for file in written), counts=counts or {}, facts=facts or {}, known=known_of(*written))
+
+
+def known_of(*written: Written) -> dict[str, dict[str, Any]]:
+    """`Outcome.known` of these files."""
+    return {file.path: {"sha256": file.sha256, "bytes": file.bytes} for file in written}
 
 
 Step = Callable[..., Outcome]
