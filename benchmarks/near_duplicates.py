@@ -150,15 +150,20 @@ def _wrong_pairs(images: Images, groups: np.ndarray) -> tuple[np.ndarray, np.nda
 def _shares(images: Images, groups: np.ndarray) -> tuple[dict[float, float], dict[int, float]]:
     """Of pairs of distinct photos the share at each cosine, and the share within each number of bits."""
     near, alike, total = dict.fromkeys(COSINES, 0), dict.fromkeys(HAMMINGS, 0), 0
-    for row in range(len(images) - 1):
-        others = np.flatnonzero(groups[row + 1 :] != groups[row]) + row + 1
-        cosines = exact_cosines(np.tile(images.vectors[row], (len(others), 1)), images.vectors[others])
-        bits = hash_distance(np.full(len(others), images.dhashes[row]), images.dhashes[others])[0]
+    unit = images.vectors.astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for start in range(0, len(images), 256):
+        rows = np.arange(start, min(start + 256, len(images)))
+        apart = (groups[rows][:, None] != groups) & (rows[:, None] < np.arange(len(images)))
+        cosines = (unit[rows] @ unit.T)[apart]
+        shape = apart.shape
+        pairs = (np.broadcast_to(images.dhashes[rows][:, None], shape)[apart], np.broadcast_to(images.dhashes, shape)[apart])
+        bits = hash_distance(*pairs)[0]
         for cosine in COSINES:
             near[cosine] += int((cosines >= cosine).sum())
         for hamming in HAMMINGS:
             alike[hamming] += int((bits <= hamming).sum())
-        total += len(others)
+        total += int(apart.sum())
     return {key: count / total for key, count in near.items()}, {key: count / total for key, count in alike.items()}
 
 
@@ -184,11 +189,18 @@ def _precision(arrays: dict[str, np.ndarray], chosen: np.ndarray, groups: np.nda
         np.concatenate([arrays["hashes"], *(arrays[f"hashes{n}"] for n in range(len(KINDS)))]),
     )
     names = np.concatenate([groups, *(groups[chosen] for _ in KINDS)])
-    right = wrong = 0
+    originals = images_of(arrays["vectors"], arrays["hashes"])
+    known = {
+        tuple(sorted((groups[r], groups[c])))
+        for rs, cs in near_rows(originals, originals, limits, same=True)
+        for r, c in zip(rs, cs, strict=True)
+    }
+    right = wrong = of_these = 0
     for rows, columns in near_rows(pool, pool, limits, same=True):
         same = names[rows] == names[columns]
         right, wrong = right + int(same.sum()), wrong + int((~same).sum())
-    found = f"{right:,} pairs found rightly, {wrong:,} wrongly"
+        of_these += sum(tuple(sorted(pair)) in known for pair in zip(names[rows[~same]], names[columns[~same]], strict=True))
+    found = f"{right:,} pairs found rightly, {wrong:,} wrongly, {of_these:,} of them of the photos named above"
     print(f"\nPool of {len(pool):,} photos and variants: {found}: precision {right / (right + wrong):.4f}")
 
 

@@ -274,17 +274,14 @@ def stars(worse: np.ndarray, better: np.ndarray, count: int) -> np.ndarray:
     Returns:
         (count,) int64: the best centre that an image is a near-duplicate of; of a centre itself.
     """
-    undecided, is_centre, covered = np.ones(count, dtype=bool), np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
+    undecided, is_centre = np.ones(count, dtype=bool), np.zeros(count, dtype=bool)
     while undecided.any():
         # Settle all that no longer depends on anything open: as many at once as there are independent ones.
-        open_pair = undecided[worse] & undecided[better]
         waits = np.zeros(count, dtype=bool)
-        waits[worse[open_pair]] = True
-        now = undecided & ~waits
-        covered[worse[is_centre[better]]] = True
-        is_centre |= now & ~covered
-        covered[worse[is_centre[better]]] = True
-        undecided &= ~(is_centre | now | covered)
+        waits[worse[undecided[worse] & undecided[better]]] = True
+        is_centre |= undecided & ~waits
+        undecided &= ~is_centre
+        undecided[worse[is_centre[better]]] = False
     centre = np.arange(count)
     to_centre = is_centre[better] & ~is_centre[worse]
     centre[~is_centre] = count

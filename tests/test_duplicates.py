@@ -80,10 +80,10 @@ def test_cosines_are_the_same_bits_in_any_order_of_summation(dim, seed):
     assert exact_cosines(one, other).tobytes() == exact_cosines(other, one).tobytes()
 
 
-@pytest.mark.parametrize("dim", [32, 512, 1024])
+@pytest.mark.parametrize("dim", [32, 512])
 def test_a_float32_product_is_within_its_bound(dim):
     rng = np.random.default_rng(dim)
-    one, other = (unit(rng.normal(size=(400, dim))).astype(np.float16) for _ in range(2))
+    one, other = (unit(rng.normal(size=(120, dim))).astype(np.float16) for _ in range(2))
     found = (
         torch.nn.functional.normalize(torch.from_numpy(one).float(), dim=1)
         @ torch.nn.functional.normalize(torch.from_numpy(other).float(), dim=1).T
