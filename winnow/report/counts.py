@@ -96,6 +96,7 @@ def gather_counts(storage: Storage, found: Conservation) -> dict[str, Any]:
         "failed": found.failed,
         "failed_by_cause": found.failed_by_cause,
         "dropped": found.dropped,
+        "forgotten": forgotten,
         "dropped_by_filter": found.dropped_by_filter,
         "dropped_by_reasons": found.dropped_by_reasons,
         "kept": found.kept,

@@ -118,12 +118,13 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
 
 def _funnel_rows(counts: dict[str, Any]) -> list[tuple[str, int, str]]:
     unread = counts["downloaded"] - counts["embedded"]
-    lost = f"− {counts['listed'] - counts['undecided'] - counts['downloaded']:,} could not be downloaded"
+    failed = counts["listed"] - counts["undecided"] - counts["forgotten"] - counts["downloaded"]
+    lost = f"− {failed:,} could not be downloaded" + (f", {counts['forgotten']:,} are forgotten" if counts["forgotten"] else "")
     return [
         ("Listed", counts["listed"], ""),
         ("Downloaded", counts["downloaded"], lost + (f", {counts['undecided']:,} are not decided yet" if counts["undecided"] else "")),
         ("Read by CLIP", counts["embedded"], f"− {unread:,} could not be decoded"),
-        ("Kept", counts["kept"], f"− {counts['dropped']:,} dropped"),
+        ("Kept", counts["kept"], f"− {counts['dropped'] - counts['forgotten']:,} dropped"),
     ]
 
 
