@@ -19,7 +19,7 @@ import pytest
 from winnow import addresses, connections, guard
 from winnow.addresses import is_public, parse_endpoint
 from winnow.errors import ConfigError
-from winnow.guard import FetchError, GuardConfig, GuardedOpener, check_url, guarded, is_passing
+from winnow.guard import FetchError, GuardConfig, GuardedOpener, Room, check_url, guarded, is_passing
 
 Reply = Callable[[socket.socket, bytes], None]
 OK = b"HTTP/1.0 200 OK\r\n\r\nhello"
@@ -490,6 +490,29 @@ def test_headers_are_looked_at_before_the_body_is_read() -> None:
         opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",), timeout_seconds=5))
         with pytest.raises(FetchError, match="opt_out: noai"):
             opener.ask(f"http://127.0.0.1:{port}/", time.monotonic() + 5, look=look)
+
+
+def test_large_bodies_wait_for_room_and_small_ones_do_not() -> None:
+    room = Room(max_bytes=60_000_000)  # for one of them
+    large = b"HTTP/1.0 200 OK\r\n\r\n" + bytes(guard.LARGE_BYTES + 1)
+
+    def ask(port: int, seconds: float) -> int:
+        opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",), timeout_seconds=5))
+        answer = opener.ask(f"http://127.0.0.1:{port}/", time.monotonic() + seconds, room=room)
+        assert isinstance(answer, guard.Answer)
+        return len(answer.body)
+
+    with serving(large) as port, serving(OK) as other, serving(large + b"more") as cut:
+        size = ask(port, 5)
+        with pytest.raises(FetchError, match="timeout"):
+            ask(port, 0.5)
+        assert ask(other, 5) == 5
+        room.give_back(5)
+        room.give_back(size)
+        opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{cut}",), max_bytes=guard.LARGE_BYTES + 2))
+        with pytest.raises(FetchError, match="too_large"):  # and what it took is free again
+            opener.ask(f"http://127.0.0.1:{cut}/", time.monotonic() + 5, room=room)
+        assert ask(port, 5) == size
 
 
 def test_a_body_can_be_cut_instead_of_refused() -> None:

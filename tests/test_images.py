@@ -205,6 +205,12 @@ def test_everything_else_becomes_an_rgb_jpeg_of_the_same_picture(data: bytes, co
     assert check_image(image.jpeg, LIMITS).jpeg == image.jpeg
 
 
+@pytest.mark.parametrize("size", [(1_900, 100), (100, 1_900), (640, 32)])
+def test_very_wide_and_very_tall_pictures_are_taken(size: tuple[int, int]) -> None:
+    image = check_image(encoded(noise(size)), LIMITS)
+    assert (image.width, image.height) == size
+
+
 REFUSED: dict[str, tuple[bytes, ImageLimits, str]] = {
     "nothing": (b"", LIMITS, "empty: "),
     "html": (b"<html>", LIMITS, "not_an_image: it starts with b'<html>'"),

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from winnow.errors import ConfigError
-from winnow.guard import Answer, FetchError, GuardedOpener, Moved, check_url, installed
+from winnow.guard import Answer, FetchError, GuardedOpener, Moved, Room, check_url, installed
 from winnow.images import ImageLimits, ImageRefused, check_image
 from winnow.journal import Fetched, Journal
 from winnow.refusals import Origins
@@ -61,10 +61,11 @@ def fetch(rows: Sequence[Mapping[str, Any]], journal: Journal, scratch: Path, we
     jobs = [Job(row=row, url=row["url"], seconds_left=web.guard.config.timeout_seconds) for row in rows]
     turns = Turns(web.hosts, jobs, knows=web.origins.knows)
     collector = _Collector(journal, turns)
-    opener = _Taker(web, turns, collector.taken)
+    room = Room(web.guard.config.max_bytes)
+    opener = _Taker(web, turns, collector.taken, room)
     downloader = downloader_class()(
         sample_writer_class=lambda *_: collector,
-        resizer=_Checker(web.limits),
+        resizer=_Checker(web.limits, room),
         thread_count=min(web.threads, len(rows)),
         save_caption=False,
         extract_exif=False,
@@ -114,8 +115,8 @@ def _run(call: Callable[[], None], stop: Callable[[], object]) -> None:
 class _Taker:
     """Stands where urllib has its opener: for a numbered turn, the answer of whichever url may be asked for now."""
 
-    def __init__(self, web: Web, turns: Turns, taken: dict[str, Job]) -> None:
-        self._web, self._turns, self._taken = web, turns, taken
+    def __init__(self, web: Web, turns: Turns, taken: dict[str, Job], room: Room) -> None:
+        self._web, self._turns, self._taken, self._room = web, turns, taken, room
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Answer:
         """Raises FetchError: the url was refused, failed, or there is none left."""
@@ -143,7 +144,12 @@ class _Taker:
                 turns.crawl_delay(job.url, rules.crawl_delay)
             web.origins.check(job.url, rules)
             asked, began = True, time.monotonic()
-            found = web.guard.ask(job.url, began + job.seconds_left, look=lambda headers: web.origins.check_answer(job.url, headers, rules))
+            found = web.guard.ask(
+                job.url,
+                began + job.seconds_left,
+                look=lambda headers: web.origins.check_answer(job.url, headers, rules),
+                room=self._room,
+            )
             job.seconds_left -= time.monotonic() - began
             if isinstance(found, Moved):
                 web.guard.check_hops(job.hops, found)
@@ -162,16 +168,19 @@ class _Taker:
 
 
 class _Checker:
-    """Stands where img2dataset has its resizer."""
+    """Stands where img2dataset has its resizer: whatever was fetched comes here, one after the other."""
 
-    def __init__(self, limits: ImageLimits) -> None:
-        self._limits = limits
+    def __init__(self, limits: ImageLimits, room: Room) -> None:
+        self._limits, self._room = limits, room
 
     def __call__(self, stream: BinaryIO, boxes: None = None) -> tuple[bytes | None, int | None, int | None, None, None, str | None]:
+        data = stream.read()
         try:
-            image = check_image(stream.read(), self._limits)
+            image = check_image(data, self._limits)
         except ImageRefused as problem:
             return None, None, None, None, None, str(problem)
+        finally:
+            self._room.give_back(len(data))
         return image.jpeg, image.width, image.height, None, None, None
 
 

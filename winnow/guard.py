@@ -18,6 +18,7 @@ winnow/refusals.py and winnow/turns.py do that.
 
 import contextlib
 import http.client
+import io
 import ipaddress
 import math
 import re
@@ -44,6 +45,9 @@ PASSING = frozenset(
     | {"http_408", "http_425", "http_429"}
 )
 """Causes that may be gone a moment later; all of http_5xx besides."""
+LARGE_BYTES = 1_000_000
+LARGE_BODIES_BYTES = 100_000_000
+"""Of all bodies above LARGE_BYTES that a worker holds at a time: with 32 threads and 20 MB each it would be over a gigabyte."""
 DRAINED_BYTES = 16 * 1024
 """An error page up to this size is read to its end, so that the connection can be used again; from larger ones we hang up."""
 
@@ -141,6 +145,23 @@ class Moved:
     """Where to; not yet checked."""
 
 
+class Room:
+    """Memory for large bodies: so many of them at a time, from when they turn out to be large until the caller gives them back."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = threading.BoundedSemaphore(max(1, LARGE_BODIES_BYTES // max_bytes))
+
+    def take(self, deadline: float) -> None:
+        """Raises TimeoutError if there is none until then."""
+        if not self._free.acquire(timeout=time_left(deadline)):
+            raise TimeoutError
+
+    def give_back(self, size: int) -> None:
+        """For every body that was handed out, whatever its size."""
+        if size > LARGE_BYTES:
+            self._free.release()
+
+
 class Opener(Protocol):
     """What urllib needs of an opener."""
 
@@ -189,11 +210,13 @@ class GuardedOpener:
         *,
         max_bytes: int | None = None,
         look: Callable[[http.client.HTTPMessage], None] = lambda headers: None,
+        room: Room | None = None,
     ) -> Answer | Moved:
         """One request, no redirect followed.
 
         Args:
             look: is shown the headers of a 2xx answer before its body is read, and may refuse it by a FetchError.
+            room: what large bodies wait for; the caller gives every answer's body back to it.
 
         Raises:
             FetchError: refused, failed, or a status that is neither 2xx nor a redirect.
@@ -202,7 +225,7 @@ class GuardedOpener:
             if self.stopped.is_set():
                 raise FetchError("stopped", "the run was stopped")
             check_url(url)
-            return self._ask(_ascii(url), deadline, max_bytes, look)
+            return self._ask(_ascii(url), deadline, max_bytes, look, room)
         except (OSError, http.client.HTTPException, ValueError) as problem:
             raise _translated(problem) from None
 
@@ -210,7 +233,9 @@ class GuardedOpener:
         """Hangs up wherever a connection waits for further use."""
         self._pool.close()
 
-    def _ask(self, url: str, deadline: float, max_bytes: int | None, look: Callable[[http.client.HTTPMessage], None]) -> Answer | Moved:
+    def _ask(
+        self, url: str, deadline: float, max_bytes: int | None, look: Callable[[http.client.HTTPMessage], None], room: Room | None
+    ) -> Answer | Moved:
         parts = urlsplit(url)
         target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
         assert parts.hostname is not None
@@ -226,7 +251,7 @@ class GuardedOpener:
             try:
                 if 200 <= response.status < 300:
                     look(response.headers)
-                return self._read(url, response, max_bytes)
+                return self._read(url, response, max_bytes, deadline, room)
             finally:
                 reusable = response.isclosed() and not response.will_close  # isclosed: read to its end
                 response.close()
@@ -251,9 +276,11 @@ class GuardedOpener:
             connection.close()
             return None
 
-    def _read(self, url: str, response: http.client.HTTPResponse, max_bytes: int | None) -> Answer | Moved:
+    def _read(
+        self, url: str, response: http.client.HTTPResponse, max_bytes: int | None, deadline: float, room: Room | None
+    ) -> Answer | Moved:
         if 200 <= response.status < 300:
-            return Answer(url=url, status=response.status, headers=response.headers, body=self._body(response, max_bytes))
+            return Answer(url=url, status=response.status, headers=response.headers, body=self._body(response, max_bytes, deadline, room))
         location = response.headers.get("location") or response.headers.get("uri")
         if response.length is not None and response.length <= DRAINED_BYTES:
             with contextlib.suppress(OSError, http.client.HTTPException):
@@ -267,22 +294,29 @@ class GuardedOpener:
         except ValueError as problem:
             raise FetchError("broken_url", f"redirected to {location}: {problem}") from None
 
-    def _body(self, response: http.client.HTTPResponse, max_bytes: int | None) -> bytes:
+    def _body(self, response: http.client.HTTPResponse, max_bytes: int | None, deadline: float, room: Room | None) -> bytes:
         limit = self.config.max_bytes if max_bytes is None else max_bytes
         declared = response.length  # None if the server does not say, or sends chunks
         if max_bytes is None and declared is not None and declared > limit:
             raise FetchError("too_large", f"{declared:,} bytes announced, {limit:,} allowed")
-        pieces, size = [], 0
-        while size <= limit and (piece := response.read(64 * 1024)):
-            pieces.append(piece)
-            size += len(piece)
-        if size > limit:
-            if max_bytes is None:
+        sink, size, holds = io.BytesIO(), 0, False
+        try:
+            while size <= limit and (piece := response.read(64 * 1024)):
+                sink.write(piece)
+                size += len(piece)
+                if room is not None and size > LARGE_BYTES and not holds:
+                    room.take(deadline)
+                    holds = True
+            if size > limit and max_bytes is None:
                 raise FetchError("too_large", f"more than {limit:,} bytes")
-            return b"".join(pieces)[:limit]
-        if declared is not None and size < declared:
-            raise FetchError("incomplete", f"{size:,} of {declared:,} bytes came")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if declared is not None and size < min(declared, limit + 1):
+                raise FetchError("incomplete", f"{size:,} of {declared:,} bytes came")
+        except BaseException:
+            if room is not None and holds:
+                room.give_back(size)
+            raise
+        sink.truncate(limit)
+        return sink.getvalue()
 
     def connect(self, host: str, port: int, deadline: float) -> Socket:
         """A connection to the first address of the host that may be connected to and answers.
