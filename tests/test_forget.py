@@ -14,6 +14,7 @@ import pytest
 from filters.forget_derived import redo_derived
 from filters.forget_labels import forget_in_labels
 from filters.label_database import LabelDatabase
+from filters.label_page.pictures import PictureMissing, Pictures
 from tests.forget_world import LABELS, image_digest, label, make_world, places, report, rows_of, samples, shard, traces, well_known
 from winnow import forget
 from winnow.conservation import check_conservation
@@ -295,6 +296,19 @@ def test_labels_go_when_asked_for_and_the_store_is_guarded_again(run: Storage) -
         for statement in ("DELETE FROM labels", "UPDATE batch_items SET reason = 'x'"):
             with pytest.raises(sa.exc.IntegrityError, match="are never"), database.writing() as connection:
                 connection.execute(sa.text(statement))
+
+
+def test_a_label_page_that_runs_meanwhile_shows_no_other_picture_in_its_place(run: Storage) -> None:
+    part = sorted(manifest_rows(run))[0]
+    held = [row["uid"] for row in samples(run) if row["partition"] == part and row["verdict"] in ("kept", "dropped")]
+    pictures = Pictures(run, [part], held)
+    stored = {uid: pictures.stored(f"uid:{uid}") for uid in held}
+    do_forget(run, held[:1])
+    with pytest.raises(PictureMissing, match="changed just now"):
+        pictures.stored(f"uid:{held[-1]}")
+    assert pictures.stored(f"uid:{held[-1]}") == stored[held[-1]]
+    with pytest.raises(PictureMissing, match="not downloaded"):
+        pictures.stored(f"uid:{held[0]}")
 
 
 def test_models_that_learned_from_it_are_named(run: Storage) -> None:

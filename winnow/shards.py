@@ -47,7 +47,7 @@ class ShardConfig:
     seed: int = 0
     """Decides the order of samples."""
     shuffle_rows: int = 100_000
-    """Listed rows whose kept samples are shuffled together, at least: whole partitions, a group. Memory needs 200 bytes for each."""
+    """Listed rows whose kept samples are shuffled together, at least: whole partitions, a group. Memory needs half a kB for each."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.dataset):
