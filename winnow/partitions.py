@@ -249,7 +249,9 @@ def _on_ray(
 
     # A dead worker or node is retried by max_retries; of a step's own errors only those of disk and network can pass by themselves.
     # num_gpus is given here and not to ray.remote(), which would end the worker, and forget its network, after each partition.
-    options = {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": retries, "retry_exceptions": [OSError], "scheduling_strategy": "SPREAD"}
+    # Spread over nodes, since steps share a node's network and disk; on one node that would only cost a lease for each partition.
+    strategy = "SPREAD" if joined() else "DEFAULT"
+    options = {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": retries, "retry_exceptions": [OSError], "scheduling_strategy": strategy}
     remote = ray.remote(perform).options(**options)
     running: dict[Any, str] = {}
     exhausted, last = False, time.monotonic()
