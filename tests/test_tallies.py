@@ -9,10 +9,12 @@ import pytest
 
 from winnow import receipts
 from winnow.errors import VerifyError
+from winnow.findings import Ledger
 from winnow.partitions import Outcome, StageRun, run_step
 from winnow.receipts import Work, list_done
 from winnow.storage import Storage
 from winnow.tallies import path_of, read_tally
+from winnow.verify_receipts import check_receipts
 
 
 @pytest.fixture
@@ -85,3 +87,16 @@ def test_a_damaged_receipt_that_has_to_be_read_is_named(storage: Storage) -> Non
     storage.write_text(f"receipts/s/{done.file_name}", "{")
     with pytest.raises(VerifyError, match=rf"receipts/s/{done.file_name} is not a receipt"):
         run(storage, "1")
+
+
+def test_verify_names_a_file_that_says_other_than_the_receipts(storage: Storage) -> None:
+    run(storage, "1", "2")
+    unchanged = Ledger()
+    check_receipts(storage, unchanged)
+    content = read_tally(storage, "s")
+    content[next(name for name in content if name.startswith("2."))]["rows"] = 9
+    storage.write_bytes(path_of("s"), gzip.compress(json.dumps(content).encode()))
+    changed = Ledger()
+    check_receipts(storage, changed)
+    assert unchanged.settled() == []
+    assert [(found.file, found.what[:24]) for found in changed.settled()] == [("tallies/s.json.gz", "has other counts for 2 t")]

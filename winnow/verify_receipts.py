@@ -13,6 +13,7 @@ from winnow.rules import RULES_USED, rules_used
 from winnow.run_files import FILTERS_USED, datasets, filters_used, manifest_index, read_json, sidecar
 from winnow.storage import Storage
 from winnow.tables import read_table
+from winnow.tallies import Counts, path_of, read_tally
 from winnow.workspace import MANIFEST_INDEX, WITHDRAWN, manifest_part
 
 PER_PARTITION = ("download", "embed", "score")
@@ -30,6 +31,7 @@ def check_receipts(storage: Storage, ledger: Ledger) -> dict[str, str]:
     names = [path.removeprefix(f"{FOLDER}/") for path in storage.walk(FOLDER)]
     digests: dict[str, str] = {}
     seen: dict[tuple[str, str], str] = {}
+    tallies = {stage: read_tally(storage, stage) for stage in sorted({name.partition("/")[0] for name in names})}
     with Progress("verify receipts", total=len(names), unit="receipts") as progress:
         for name in names:
             path = f"{FOLDER}/{name}"
@@ -42,12 +44,14 @@ def check_receipts(storage: Storage, ledger: Ledger) -> dict[str, str]:
                 ledger.add("receipts", path, f"is a second receipt of {stage} for {done.partition}, beside {seen[stage, done.partition]}")
             seen[stage, done.partition] = file_name
             with ledger.reading("receipts", path):
-                _check_receipt(storage, path, stage, done, digests, ledger)
+                _check_receipt(storage, path, stage, done, tallies[stage], digests, ledger)
             progress.advance()
     return digests
 
 
-def _check_receipt(storage: Storage, path: str, stage: str, done: Done, digests: dict[str, str], ledger: Ledger) -> None:
+def _check_receipt(
+    storage: Storage, path: str, stage: str, done: Done, tally: dict[str, Counts], digests: dict[str, str], ledger: Ledger
+) -> None:
     try:
         receipt = Receipt(**json.loads(storage.read_bytes(path)))
     except (ValueError, TypeError) as problem:
@@ -60,6 +64,8 @@ def _check_receipt(storage: Storage, path: str, stage: str, done: Done, digests:
             path,
             f"speaks of {receipt.stage} of {receipt.partition} with fingerprint {receipt.fingerprint}: not what its name says",
         )
+    if tally.get(done.file_name, receipt.counts) != receipt.counts:
+        ledger.add("receipts", path_of(stage), f"has other counts for {done.partition} than its receipt: remove it, it is made again")
     if receipt.done.output != done.output:
         ledger.add("receipts", path, f"the digests in it give {receipt.done.output}, its name says {done.output}: it was changed")
     if stage != MANIFEST_STAGE:  # whose fingerprint stands for the recipe of the whole manifest, compared with its index below
