@@ -126,7 +126,8 @@ def _group(storage: Storage, why: str, members: list[dict[str, Any]]) -> Group:
         table = read_table(storage, decisions(row["partition"]), ["uid", "reasons"])
         reasons = table.filter(pc.equal(table["uid"], row["uid"]))["reasons"].to_pylist()
         shown.append(Shown(uid=row["uid"], partition=row["partition"], reasons=tuple(reasons[0] or ()) if reasons else ()))
-        state = "best" if row["is_best"] else "dropped as a copy" if row["is_dropped"] else "kept" if row["passes"] else "dropped for other reasons"
+        others = "kept" if row["passes"] else "dropped for other reasons"
+        state = "best" if row["is_best"] else "dropped as a copy" if row["is_dropped"] else others
         measured = "" if row["cosine"] is None else f", cosine {row['cosine']:.3f}, {row['hamming']} bits{' mirrored' * row['mirrored']}"
         notes.append(state + measured)
     return Group(why=why, size=members[0]["group_size"], members=tuple(shown), notes=tuple(notes))
