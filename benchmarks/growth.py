@@ -32,12 +32,10 @@ from winnow.storage import Storage
 from winnow.workspace import open_workspace
 
 SIZES = (1, 10, 100)
-GROWING = ("manifest", "download", "embed", "score", "shard")
+GROWING = ("manifest", "download", "embed", "duplicates", "similarity", "score", "shard")
 CURATE = ("manifest", "download", "embed", "duplicates", "similarity", "fit", "score", "shard", "weigh", "drift")
 """What flows/curate.py runs, in its order."""
 PROMISES = {"people": 0.1, "violence": 0.1, "hate_symbol": 0.1}
-LABELLED = 700
-"""Pictures of the workspace whose filters the growing ones take."""
 
 
 class World:
@@ -48,20 +46,15 @@ class World:
         self.config = WorldConfig(num_scenes=(max(SIZES) + 1) * rows, fault_share=0.0, hostile_share=0.0, hate_symbol_share=0.05)
         self.scenes: list[Scene] = make_world(self.config)
 
-    def workspace(self, name: str, partitions: int, filters_of: RunConfig | None = None) -> RunConfig:
-        """A new workspace of so many partitions, nothing done; with another one's filters and labels, if that is named."""
+    def workspace(self, name: str, partitions: int) -> RunConfig:
+        """A new workspace of so many partitions, nothing done."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
-        storage = open_workspace(str(path))
-        if filters_of is None:
-            demo.prepare_world(storage, self.config, self.scenes, self.port)
-        else:
-            for folder in ("world", "filters", "labels"):
-                shutil.copytree(f"{filters_of.workspace}/{folder}", path / folder)
+        demo.prepare_world(open_workspace(str(path)), self.config, self.scenes, self.port)
         config = demo.demo_config(str(path), port=self.port)
-        plan = LabelPlan(random_labels=600, text_search_labels=30, boundary_labels=20)
         self.list_urls(config, partitions)
-        shard = dataclasses.replace(config.shard, shard_samples=self.rows)
+        plan = LabelPlan(random_labels=600, text_search_labels=30, boundary_labels=20)
+        shard = dataclasses.replace(config.shard, shard_samples=self.rows, shuffle_rows=self.rows)
         return dataclasses.replace(config, partition_rows=self.rows, learn=LearnConfig(plan=plan, promises=PROMISES), shard=shard)
 
     def list_urls(self, config: RunConfig, partitions: int) -> None:
@@ -84,19 +77,17 @@ def seconds(found: dict[str, tuple[float, StageRun]]) -> float:
 
 
 def growth(world: World) -> dict[str, Any]:
-    """CPU seconds by number of partitions. Filters are those of a first workspace: fitting does not grow with partitions."""
-    first = world.workspace("first", -(-LABELLED // world.rows))
-    costs(first, (*CURATE[: CURATE.index("fit") + 1], "score", "shard"))  # also loads and imports everything once
+    """CPU seconds by number of partitions. Without filters: what people label does not grow with partitions."""
+    costs(unfiltered(world, "warm", 1), GROWING)  # imports and loads everything once
     rows: dict[int, dict[str, float]] = {}
     for size in SIZES:
-        tries = []
-        for turn in range({1: 3, 10: 2}.get(size, 1)):
-            config = dataclasses.replace(world.workspace(f"growth-{size}-{turn}", size, first), imports={})
-            before_score = costs(config, ("manifest", "download", "embed", "duplicates", "similarity"))
-            found = {**before_score, **costs(config, ("score", "shard"))}
-            tries.append({stage: found[stage][0] for stage in GROWING})
-        rows[size] = {stage: median(one[stage] for one in tries) for stage in GROWING}
+        tries = [costs(unfiltered(world, f"growth-{size}-{turn}", size), GROWING) for turn in range({1: 5, 10: 3}.get(size, 1))]
+        rows[size] = {stage: median(one[stage][0] for one in tries) for stage in GROWING}
     return {"cpu_seconds": rows, "most_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def unfiltered(world: World, name: str, partitions: int) -> RunConfig:
+    return dataclasses.replace(world.workspace(name, partitions), filters=(), imports={}, labels=None)
 
 
 def nightly(world: World) -> dict[str, Any]:
@@ -181,9 +172,9 @@ def main() -> None:
         return
     parts: dict[str, Any] = {}
     if arguments.only == "orchestration":
-        parts["orchestration"] = orchestration(arguments.folder, (100, 1000, 10_000))
+        parts["orchestration"] = orchestration(arguments.folder, (100, 1_000, 10_000))
     else:
-        demo.NUM_IMPORTS = 200
+        demo.NUM_IMPORTS = 200 if arguments.only == "nightly" else 1
         RunConfig.num_workers = property(lambda self: 0)  # type: ignore[assignment]  # steps run here, where their CPU time is counted
         world = World(arguments.folder, arguments.rows, arguments.port)
         with DemoServer(world.config, arguments.port):
