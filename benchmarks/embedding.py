@@ -138,7 +138,7 @@ def measure_file_to_file(files: list[bytes], clip: Clip, turns: int) -> dict[str
         storage = Storage(folder)
         Path(folder, "raw").mkdir()
         write_raw(Path(folder, "raw", "00000.tar"), files)
-        embedding._clip = lambda *_: clip  # type: ignore[assignment]  # random weights have no file
+        embedding.clip_here = lambda *_: clip  # type: ignore[assignment]  # random weights have no file
 
         def step() -> None:
             config = ClipConfig(model="demo")

@@ -32,7 +32,7 @@ def compare_partition(storage: Storage, name: str, *, config: ClipConfig, weight
     Raises:
         ConfigError: the embeddings are of another CLIP.
     """
-    clip = embedding._clip(config, weights_sha256, weights_path)
+    clip = embedding.clip_here(config, weights_sha256, weights_path)
     embedded = read_table(storage, embeddings(name), ["uid", "feature"])
     uids = embedded["uid"].to_pylist()
     listed = read_table(storage, manifest_part(name), ["uid", "caption"])

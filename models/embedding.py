@@ -55,7 +55,7 @@ def embed_partition(
     """
     from winnow.shards import read_samples
 
-    clip = _clip(config, weights_sha256, weights_path)
+    clip = clip_here(config, weights_sha256, weights_path)
     with storage.local_file(raw_tar(name)) as tar:
         samples = ((sample.uid, sample.image) for sample in read_samples(tar))
         table, counts = embed_table(clip, samples, config.batch_crops, threads=threads)
@@ -70,7 +70,7 @@ def embed_folder(
     Raises:
         ConfigError: the folder holds no image that can be decoded.
     """
-    clip = _clip(config, weights_sha256, weights_path)
+    clip = clip_here(config, weights_sha256, weights_path)
     gone = forgotten_uids(storage).get(f"imports/{name}", {})
     files = {uid: file for uid, file in folder_images(folder).items() if uid not in gone}
     names = {uid: file.name for uid, file in files.items()}
@@ -162,7 +162,12 @@ def _prepared(size_px: int, sample: tuple[str, bytes]) -> _Prepared | None:
     return _Prepared(row, cut(small, size_px), decoded.by)
 
 
-def _clip(config: ClipConfig, weights_sha256: str, weights_path: str) -> Clip:
+def clip_here(config: ClipConfig, weights_sha256: str, weights_path: str) -> Clip:
+    """The run's CLIP in this process, on one thread, loaded once.
+
+    Raises:
+        CheckpointError: this machine's weights are not the ones the run was planned with.
+    """
     torch.set_num_threads(1)  # more partitions at a time pay, more threads do not; and sums then have one order
     path = weights_path if os.path.isfile(weights_path) else None
     if path is None:

@@ -35,7 +35,7 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> Clip:
         device=torch.device("cpu"),
         precision="fp32",
     )
-    monkeypatch.setattr(embedding, "_clip", lambda *_: small)
+    monkeypatch.setattr(embedding, "clip_here", lambda *_: small)
     return small
 
 
