@@ -54,6 +54,7 @@ def download_stage(config: RunConfig) -> StageRun:
     now = time.time()
     due = [name for name, entry in earlier.items() if entry.is_due(config.download.later, now)]
     result = _download(storage, config, partitions, earlier, {name: {"again": (PASSING,)} for name in due})
+    remove_journals(storage)
     heed_opt_outs(storage, config)  # only now are the images' digests known
     return result
 
@@ -69,13 +70,15 @@ def retry_stage(config: RunConfig, causes: tuple[str, ...]) -> StageRun:
             raise ConfigError(f"there is no cause {cause!r}. Choose from: {PASSING}, http_<status>, {', '.join(sorted(CAUSES))}")
     storage = open_workspace(config.workspace)
     config.download.check_contact()
-    listed = set(upstream.partitions(storage))
-    receipts = [receipt for receipt in read_receipts(storage, downloading.STAGE) if receipt.partition in listed]
+    works = plan_downloads(upstream.partitions(storage), config.download)
+    finished = {(work.name, work.fingerprint(downloading.STAGE, downloading.VERSION)) for work in works}
+    receipts = [receipt for receipt in read_receipts(storage, downloading.STAGE) if (receipt.partition, receipt.fingerprint) in finished]
     meant = [receipt.partition for receipt in receipts if any(is_meant(cause, causes) for cause in receipt.facts["causes"])]
     if not meant:
         return StageRun(stage="retry", partitions=(), ran=0, skipped=len(receipts), counts={}, seconds=0.0)
     before = sum(receipt.counts["downloaded"] for receipt in receipts if receipt.partition in meant)
     result = _download(storage, config, meant, list_later(storage), {name: {"again": causes} for name in meant}, prune=False)
+    heed_opt_outs(storage, config)
     mended = result.counts["downloaded"] - before
     return replace(result, stage="retry", counts={"mended": mended, "failed_still": result.counts["failed"]})
 
@@ -90,7 +93,7 @@ def _download(
     prune: bool = True,
 ) -> StageRun:
     works = plan_downloads(partitions, config.download, workers=config.num_workers, earlier=earlier)
-    result = run_step(
+    return run_step(
         download_partition,
         works,
         storage,
@@ -100,8 +103,6 @@ def _download(
         prune=prune,
         redo=redo,
     )
-    remove_journals(storage)
-    return result
 
 
 def embed_stage(config: RunConfig) -> StageRun:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from winnow.download import PASSING
 from winnow.download_config import DownloadConfig
 from winnow.errors import ConfigError
 from winnow.guard import is_passing
+from winnow.journal import journal_of
 from winnow.later import list_later
 from winnow.report.counts import CAUSES
 from winnow.storage import Storage
@@ -71,6 +73,24 @@ def test_a_retry_by_command_fetches_the_chosen_causes(run_config: RunConfig) -> 
     result = retry_stage(run_config, ("http_503",))
     assert (result.stage, result.counts) == ("retry", {"mended": 1, "failed_still": 1})
     assert retry_stage(run_config, (PASSING,)).ran == 0
+
+
+def test_a_retry_leaves_alone_what_was_downloaded_by_other_settings(run_config: RunConfig) -> None:
+    download_stage(run_config)
+    other = replace(run_config, download=replace(run_config.download, max_pixels=1_000_000))
+    Web.hits = {}
+    assert (retry_stage(other, ("http_503",)).ran, Web.hits) == (0, {})
+
+
+def test_a_retry_keeps_what_a_killed_download_has_fetched_so_far(run_config: RunConfig) -> None:
+    download_stage(run_config)
+    storage = Storage(run_config.workspace)
+    with journal_of(storage, "00001-unfinished", {}) as journal:
+        journal.note(base="x")
+    retry_stage(run_config, ("http_503",))
+    assert journal.folder.exists()
+    download_stage(run_config)
+    assert not journal.folder.exists()
 
 
 def test_an_unknown_cause_is_refused_by_name(run_config: RunConfig) -> None:
