@@ -240,6 +240,19 @@ def test_what_cannot_be_used_is_refused_with_its_reason(data: bytes, limits: Ima
         check_image(data, limits)
 
 
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xff\xd0", b"\xff\xd8"], ids=["zeros", "padding", "restarts", "starts"])
+def test_megabytes_of_nothing_are_refused_before_the_decoder_walks_through_them(filling: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(data: bytes) -> Any:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("winnow.images._opened", opened)
+    nothing, plain = filling * 400_000, encoded(two_halves())
+    with pytest.raises(ImageRefused, match=r"^(truncated|damaged): "):
+        check_image(b"\xff\xd8\xff" + nothing, LIMITS)
+    with pytest.raises(ImageRefused, match=r"^(truncated|damaged): "):
+        check_image(plain[:20] + b"junk" + nothing + plain[20:], LIMITS)
+
+
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(self: Image.Image) -> None:
         raise AssertionError("decoded")

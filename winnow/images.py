@@ -20,6 +20,7 @@ from winnow.jpeg_segments import Jpeg, read_jpeg
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What is decoded. Of animations the first frame."""
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"GIF8", b"BM")
+MAX_JUNK_BYTES = 64 * 1024
 JPEG_SIGNATURE = SIGNATURES[0]
 ORIENTATION = 0x0112
 UPRIGHT = 1
@@ -97,6 +98,12 @@ def check_image(data: bytes, limits: ImageLimits) -> CheckedImage:
     if found is not None and _can_stay(found, limits):
         check_shape(found.width, found.height, limits)
         return CheckedImage(jpeg=data if limits.keep_metadata else found.picture, width=found.width, height=found.height)
+    if found is not None:
+        # Pillow goes through what is no segment byte by byte in Python: 20 MB of it would take a minute.
+        if not found.has_frame:
+            raise ImageRefused("truncated", "it ends before its picture begins")
+        if found.junk > MAX_JUNK_BYTES:
+            raise ImageRefused("damaged", f"{found.junk:,} bytes between its segments belong to none")
     # Pillow warns about strange metadata and large sizes; both are common, and sizes are checked here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -33,6 +33,10 @@ class Jpeg:
     """One frame of a common kind, eight bits, three components; at least one scan; nothing between segments that is none."""
     is_whole: bool
     """The end mark is there, behind the last scan."""
+    has_frame: bool
+    """A size is told before the data end."""
+    junk: int
+    """Bytes between segments that belong to none."""
     exif: bytes | None
     picture: bytes
     """The same picture alone; the very same object if there was nothing else."""
@@ -41,18 +45,19 @@ class Jpeg:
 def read_jpeg(data: bytes) -> Jpeg:
     """Reads to the end mark, or to the end of the data. Damage ends in `is_common` or `is_whole`, never in an error."""
     pieces: list[bytes] = []
-    frames, scans, strange, exif = [], 0, False, None
+    frames, scans, strange, junk, exif = [], 0, False, 0, None
     kept_from, position, size = 0, 2, len(data)
     while position + 4 <= size:
         marker = data[position + 1]
         if data[position] != 0xFF:  # decoders skip what stands between two segments
             strange = True
             found = NEXT_MARKER.search(data, position)
-            position = found.start() if found else size
+            skipped_to = found.start() if found else size
+            junk, position = junk + skipped_to - position, skipped_to
         elif marker == 0xFF:  # padding
-            position += 1
+            position, junk = position + 1, junk + 1
         elif marker in STANDALONE:
-            position += 2
+            position, junk = position + 2, junk + 2
         elif marker == EOI:
             break
         else:
@@ -83,6 +88,8 @@ def read_jpeg(data: bytes) -> Jpeg:
         and scans > 0
         and not strange,
         is_whole=is_whole,
+        has_frame=bool(frames),
+        junk=junk,
         exif=exif,
         picture=data if not pieces and end == size else b"".join((*pieces, data[kept_from:end])),
     )
