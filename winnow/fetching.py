@@ -6,6 +6,9 @@ is (winnow/turns.py), if its site lets us (winnow/refusals.py), through the guar
 so causes travel as `slug: detail`.
 """
 
+import contextlib
+import ctypes
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -22,7 +25,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from winnow.errors import ConfigError
-from winnow.guard import Answer, FetchError, GuardedOpener, Moved, Room, check_url, installed
+from winnow.guard import LARGE_BYTES, Answer, FetchError, GuardedOpener, Moved, Room, check_url, installed
 from winnow.images import ImageLimits, ImageRefused, check_image
 from winnow.journal import Fetched, Journal
 from winnow.refusals import Origins
@@ -30,6 +33,8 @@ from winnow.turns import Hosts, Job, Turns
 
 IMG2DATASET = "1.47.0"
 COLUMNS = ("uid", "url")
+M_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h."""
 TURN = "winnow-turn:"
 """What img2dataset takes for urls; nothing else could open them."""
 
@@ -52,6 +57,7 @@ def fetch(rows: Sequence[Mapping[str, Any]], journal: Journal, scratch: Path, we
         rows: of the manifest part: uid, url, sha256. Their urls have passed `check_url`.
         scratch: a folder for what img2dataset reads and writes besides.
     """
+    _hand_back_large_blocks()
     schema = pa.schema([(name, pa.string()) for name in COLUMNS])
     numbers = [str(number) for number in range(len(rows))]
     feed = pa.table([numbers, [TURN + number for number in numbers]], schema=schema)
@@ -88,6 +94,17 @@ def fetch(rows: Sequence[Mapping[str, Any]], journal: Journal, scratch: Path, we
     for job in collector.taken.values():
         # img2dataset prints an exception it did not expect and leaves the sample out: here it still ends as a row.
         journal.add(job.row["uid"], Fetched(cause="unexpected", detail="the worker's log has the traceback"))
+
+
+@functools.cache
+def _hand_back_large_blocks() -> None:
+    """Has glibc return large blocks to the system as soon as they are freed; other C libraries do, or are left alone.
+
+    By itself it comes to keep blocks of up to 32 MB for each thread once such have been freed: with 32 threads and bodies of 20 MB a
+    worker held 557 MB instead of 265.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _run(call: Callable[[], None], stop: Callable[[], object]) -> None:
