@@ -172,7 +172,7 @@ def main() -> None:
         return
     parts: dict[str, Any] = {}
     if arguments.only == "orchestration":
-        parts["orchestration"] = orchestration(arguments.folder, (100, 1_000, 10_000))
+        parts["orchestration"] = orchestration(arguments.folder, (100, 1_000, 4_000))
     else:
         demo.NUM_IMPORTS = 200 if arguments.only == "nightly" else 1
         RunConfig.num_workers = property(lambda self: 0)  # type: ignore[assignment]  # steps run here, where their CPU time is counted
