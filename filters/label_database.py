@@ -122,7 +122,8 @@ class LabelDatabase:
             raw.close()
         if busy:
             raise ConfigError(
-                f"label store {self.where} is being read: what was removed still stands in its log. Close the label page, and run this again."
+                f"label store {self.where} is being read: what was removed still stands in its log. "
+                "Close the label page, and run this again."
             )
 
     def _migrate(self) -> None:

@@ -49,9 +49,7 @@ def audit_draw(
     from tasks.auditing import draw
 
     size = count or (3_000 if stratified else 1_024)
-    plan = AuditPlan(
-        seed=seed, count=size, honeypots=honeypots, max_leak=max_leak, overlap=overlap, stratified=stratified
-    )
+    plan = AuditPlan(seed=seed, count=size, honeypots=honeypots, max_leak=max_leak, overlap=overlap, stratified=stratified)
     batch = draw(settled, filter_name, plan, person=person or getpass.getuser())
     click.echo(f"{batch.wanted:,} images in batch {batch.name} of {filter_name}. {overlap} people answer each:")
     click.echo(f"winnow label {config} {filter_name} --mode audit --batch {batch.name} --person NAME")
