@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from filters.catalog import FILTERS
+from filters.duplicate_search import read_images
 from filters.duplicate_stage import CELLS as CELL_FILES
 from filters.duplicate_stage import PAIRS, find_contamination, find_duplicates, settle_duplicates
-from filters.duplicates import DuplicateConfig
+from filters.duplicates import DuplicateConfig, near_pairs
 from filters.fitting import FitConfig, labelled_table
 from filters.label_records import Label
 from filters.learning import _shared_groups
@@ -379,3 +380,32 @@ def test_scoring_waits_for_the_search(world):
     withdraw(world.storage, world.partitions[0], sorted(world.truth)[:1])
     with pytest.raises(ConfigError, match="came or went"):
         score(world)
+
+
+@pytest.mark.parametrize("steps", [(4,), (2, 3, 4)], ids=["at once", "in steps"])
+def test_cells_find_exactly_the_pairs_whose_home_the_other_image_visits(tmp_path, steps):
+    # Limits so loose that many pairs lie in different cells.
+    world, config = (
+        planted_world(tmp_path, partitions=4),
+        DuplicateConfig(exact_rows=1, cell_rows=8, nprobe=2, min_cosine=0.4, max_hamming=31),
+    )
+    digests = world.digests()
+    for count in steps:
+        find(world, config, dict(list(digests.items())[:count]))
+    homes, visited = {}, {}
+    for name in world.partitions:
+        content = io.BytesIO(world.storage.read_bytes(cells_file(name)))
+        np.load(content, allow_pickle=False)
+        for row in np.load(content, allow_pickle=False):
+            visited.setdefault(row["uid"], set()).add(int(row["cell"]))
+            if row["home"]:
+                homes[row["uid"]] = int(row["cell"])
+    images = [read_images(world.storage, name, number) for number, name in enumerate(world.partitions)]
+    every = np.concatenate([near_pairs(image, iter(images[:number]), config.limits) for number, image in enumerate(images)])
+    due = {
+        (p["worse"], p["better"]) for p in every if homes[p["worse"]] in visited[p["better"]] or homes[p["better"]] in visited[p["worse"]]
+    }
+    tables = [read_table(world.storage, path).to_pylist() for path in world.storage.walk("duplicates/pairs")]
+    found = {(row["worse"].encode(), row["better"].encode()) for table in tables for row in table}
+    assert found == due
+    assert sum(homes[worse] != homes[better] for worse, better in due) > 50
