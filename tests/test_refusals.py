@@ -80,7 +80,9 @@ def test_robots_txt_is_kept_to(robots: str, allowed: bool) -> None:
     assert verdict({"/robots.txt": robots}) == (None if allowed else "robots: robots.txt disallows it")
 
 
-@pytest.mark.parametrize(("status", "refusal"), [(404, None), (403, None), (410, None), (401, None), (429, "later"), (500, "later"), (503, "later")])
+@pytest.mark.parametrize(
+    ("status", "refusal"), [(404, None), (403, None), (410, None), (401, None), (429, "later"), (500, "later"), (503, "later")]
+)
 def test_a_missing_robots_txt_allows_all_and_one_that_cannot_be_had_refuses_for_now(status: int, refusal: str | None) -> None:
     found = verdict({"/robots.txt": FetchError(f"http_{status}", "Because")})
     assert found == (f"robots_unreachable: asked for robots.txt: http_{status}: Because" if refusal else None)
@@ -163,7 +165,11 @@ def test_a_tdmrep_file_reserves_paths_and_the_header_overrules_it() -> None:
     assert verdict(pages, tdm_reservation="0") is None
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1, null]", '[{"location": 3}]', "<html>", "[" * 100_000, '[{"location": "/a\\nDisallow: /"}]'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[1, null]", '[{"location": 3}]', "<html>", "[" * 100_000, '[{"location": "/a\\nDisallow: /"}]'],
+    ids=["empty", "object", "numbers", "number", "html", "deep", "two lines"],
+)
 def test_a_tdmrep_file_that_is_none_reserves_nothing(text: str) -> None:
     assert verdict({"/.well-known/tdmrep.json": text}) is None
 

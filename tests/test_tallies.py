@@ -62,7 +62,11 @@ def test_only_receipts_that_the_file_lacks_are_read(storage: Storage, monkeypatc
     assert set(read_tally(storage, "s")) == {done.file_name for done in list_done(storage, "s")}
 
 
-@pytest.mark.parametrize("content", [None, b"", b"damaged", gzip.compress(b"{"), gzip.compress(b"[]"), gzip.compress(b"{}")[:-3]])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"damaged", gzip.compress(b"{"), gzip.compress(b"[]"), gzip.compress(b"{}")[:-3]],
+    ids=["none", "empty", "no gzip", "no JSON", "no object", "cut"],
+)
 def test_a_missing_or_damaged_file_is_made_again(storage: Storage, content: bytes | None) -> None:
     first = run(storage, "1", "2")
     whole = storage.read_bytes(path_of("s"))
