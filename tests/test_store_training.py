@@ -112,16 +112,21 @@ def test_on_an_object_store_a_training_leaves_the_same_bytes_as_on_a_disk(s3: S3
     assert [path.name for path in (tmp_path / "tmp").iterdir() if "shards" not in path.name] == []  # scratch is gone
     assert not list((tmp_path / "tmp").rglob("*.tar"))
 
+
+def test_fine_tuning_starts_from_weights_on_a_store(shards, tmp_path):
+    fsspec.filesystem("memory").store.clear()
+    out = "memory://bucket/first"
+    train(clip(num_steps=2), shards, out)
     (tmp_path / "start").mkdir()
-    (tmp_path / "start" / "ema.safetensors").write_bytes(Storage(f"{out}/step-000006").read_bytes("ema.safetensors"))
-    tuned = (fresh_url(), str(tmp_path / "tuned"))
+    (tmp_path / "start" / "ema.safetensors").write_bytes(Storage(f"{out}/step-000002").read_bytes("ema.safetensors"))
+    tuned = ("memory://bucket/tuned", str(tmp_path / "tuned"))
     for place, start in zip(tuned, (newest_place(out), str(tmp_path / "start")), strict=True):
         train(clip(num_steps=2), shards, place, init_from=start)
     assert trained(tuned[0]) == trained(tuned[1])
-    with pytest.raises(CheckpointError, match=r"s3://.*holds a training with other weights to start from"):
-        train(clip(num_steps=2), data, tuned[0])
-    with pytest.raises(CheckpointError, match=r"s3://.*/nowhere is not there; give a checkpoint folder"):
-        launch(clip(), data, out, num_workers=0, init_from=f"{out}/nowhere")
+    with pytest.raises(CheckpointError, match=r"memory://.*holds a training with other weights to start from"):
+        train(clip(num_steps=2), shards, tuned[0])
+    with pytest.raises(CheckpointError, match=r"memory://.*/nowhere is not there; give a checkpoint folder"):
+        launch(clip(), shards, out, num_workers=0, init_from=f"{out}/nowhere")
 
 
 def test_a_killed_process_leaves_no_half_checkpoint_and_the_next_one_ends_where_it_would_have(
@@ -164,7 +169,7 @@ def test_wherever_a_training_is_killed_it_goes_on_from_a_whole_checkpoint(shards
     config = clip(num_steps=2, checkpoint_every=1, keep_checkpoints=1)
     train(config, shards, tmp_path / "whole")
     undisturbed = trained(str(tmp_path / "whole"))
-    for number in range(1, 99):
+    for number in (3, *range(6, 99)):  # in the first checkpoint, and at every change from the second one's first on
         out = f"memory://bucket/out-{number}"
         with contextlib.suppress(Killed), killed_at(number, monkeypatch) as done:
             train(config, shards, out)
@@ -272,6 +277,7 @@ def test_a_training_of_another_purpose_is_set_aside_and_no_kill_loses_any(again,
         fsspec.filesystem("memory").store.clear()
         storage = Storage("memory://bucket/run")
         keep_apart_on_store(storage, "c/base", FIRST)
+        storage.write_bytes("c/base/metrics.jsonl", b"")
         storage.write_bytes("c/base/step-000010/ema.safetensors", b"first")
         storage.write_bytes("c/base/step-000010/state.json", b"{}")
         with contextlib.suppress(Killed), killed_at(number, monkeypatch) as done:
@@ -281,10 +287,11 @@ def test_a_training_of_another_purpose_is_set_aside_and_no_kill_loses_any(again,
             done.append("all")
         keep_apart_on_store(storage, "c/base", again)
         assert json.loads(storage.read_bytes("c/base/run.json")) == again
-        expected = ["c/base/run.json"] + ["c/base/step-000010/ema.safetensors", "c/base/step-000010/state.json"] * (again == FIRST)
+        left = ["c/base/metrics.jsonl", "c/base/run.json", "c/base/step-000010/ema.safetensors", "c/base/step-000010/state.json"]
+        expected = left if again == FIRST else ["c/base/run.json"]
         assert storage.walk("c/base") == expected, number
         keep_apart_on_store(storage, "c/base", FIRST)
         assert storage.read_bytes("c/base/step-000010/ema.safetensors") == b"first"
         if done and done[-1] == "all":
             break
-    assert 15 < number < 40
+    assert 15 < number < 45
