@@ -8,14 +8,13 @@ from flows.evaluate import evaluate
 from flows.train import train
 from tasks.config import RunConfig
 from tasks.session import session
-from tasks.training import check_place, find_vocabularies
+from tasks.training import find_vocabularies
 
 
 @flow
 def pipeline(config: RunConfig) -> None:
     """curate, train, evaluate, audit, on one workspace."""
     with session(config):
-        check_place(config)
         find_vocabularies(config)  # curating takes days; training must not fail afterwards for want of a file
         curate(config)
         train(config)

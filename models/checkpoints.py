@@ -19,6 +19,7 @@ from models.catalog import ModelSpec
 from models.weight_files import flush, read_tensors
 from winnow.digests import sha256_of
 from winnow.errors import CheckpointError
+from winnow.storage import Storage
 
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -38,9 +39,15 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(name: str) -> int | None:
+    """Steps of the checkpoint with this name; None if it is no checkpoint's."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
 def list_checkpoints(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
     """Complete checkpoints of a training, (step, folder), oldest first."""
-    found = [(int(match[1]), entry) for entry in Path(folder).glob("step-*") if (match := _NAME.fullmatch(entry.name))]
+    found = [(step, entry) for entry in Path(folder).glob("step-*") if (step := step_of(entry.name)) is not None]
     return sorted(found)
 
 
@@ -141,14 +148,35 @@ def _each(path: WeightsPath) -> list[str | os.PathLike[str]]:
 
 
 def weights_digest(path: str | os.PathLike[str] | None) -> str:
-    """sha256 of the file that `load_weights` would read; empty for None."""
+    """sha256 of the file that `load_weights` would read, also of one at a url; empty for None."""
     if path is None:
         return ""
+    if is_url(path):
+        store, name = remote_weights(str(path))
+        try:
+            return store.sha256(name)
+        except FileNotFoundError:
+            raise no_weights(path) from None
     file = _weights_file(path)
     if not file.is_file():
-        raise CheckpointError(f"{file} is not there; give a checkpoint folder (step-NNNNNN), a .safetensors file or a .pt file")
+        raise no_weights(file)
     with open(file, "rb") as stream:
         return sha256_of(stream)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether this is on an object store, rather than a path."""
+    return "://" in str(path)
+
+
+def no_weights(path: str | os.PathLike[str]) -> CheckpointError:
+    return CheckpointError(f"{path} is not there; give a checkpoint folder (step-NNNNNN), a .safetensors file or a .pt file")
+
+
+def remote_weights(url: str) -> tuple[Storage, str]:
+    """The folder and the name of the file of weights at the url of a checkpoint or of the file itself."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    return (Storage(parent), name) if name.endswith((".safetensors", ".pt")) else (Storage(url), "ema.safetensors")
 
 
 def _weights_file(path: str | os.PathLike[str]) -> Path:

@@ -2,7 +2,7 @@
 
 Ray starts the workers, starts them again if one dies, and forms their process group. What is resumed, and from where, is
 decided by our own checkpoints in `out_dir` (models/checkpoints.py), never by Ray's records: after kill -9 of anything, call
-again. `out_dir` and `shards` must be seen by every machine.
+again. `out_dir` and `shards` must be seen by every machine: they are on a file system that all mount, or on an object store.
 """
 
 import logging
@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.checkpoints import list_checkpoints, newest_checkpoint, read_state, weights_digest
-from models.metrics_log import read_metrics
+from models.checkpoints import is_url, list_checkpoints, newest_checkpoint, read_state, weights_digest
 from models.recipes import TrainConfig
 from models.training import TrainSummary, check_world, difference, summarize, train
 from models.training_data import DataShare, read_data
+from models.training_folder import metrics_at, scratch_folder, small_files
 from winnow.digests import SHORT, digest
-from winnow.errors import ConfigError, WinnowError
+from winnow.errors import ConfigError, StorageError, WinnowError
 from winnow.nodes import check_node, owner_of
 from winnow.partitions import joined, start_ray, stop_ray
 from winnow.progress import Progress
@@ -31,9 +31,13 @@ MAX_RESTARTS = 2
 """Of the workers, after one died."""
 GROUP_TIMEOUT_SECONDS = 600
 """A worker that is silent this long in a collective operation counts as dead."""
+STORE_GROUP_TIMEOUT_SECONDS = 4 * 3600
+"""The same where checkpoints are on an object store: all wait while rank 0 puts one there, 56 GB for the largest model."""
 FOLLOW_SECONDS = 1.0
+STORE_FOLLOW_SECONDS = 10.0
+"""On an object store."""
 RAY_FOLDER = ".ray-train"
-"""Ray's own records, inside out_dir while it runs."""
+"""Ray's own records, inside out_dir while it runs; with an out_dir on an object store, in a folder of temporary files."""
 
 
 logger = logging.getLogger(__name__)
@@ -56,35 +60,39 @@ def launch(
 
     Args:
         num_workers: processes, one CPU (and with `use_gpu` one GPU) each; 0 trains in this process, without Ray.
-        use_gpu: None takes a GPU for each worker if this machine, or the Ray cluster that is joined, has GPUs now.
+        use_gpu: None takes a GPU for each worker if this machine, or the Ray cluster that is joined, has GPUs now. True on a cluster
+            waits for them.
 
     Raises:
-        ConfigError: this machine has GPUs, but not one for each worker; or a node of the cluster does not see `out_dir`.
+        ConfigError: this machine has GPUs, or shall use them, but there is not one for each worker; or a node of the cluster does not
+            see `out_dir`.
         WinnowError: what a worker could not go on from; or TrainingFailed if workers died more than MAX_RESTARTS times.
     """
     import torch
 
     data = read_data(shards, weighted=config.sample_weights)
     check_world(config, data, max(1, num_workers))
-    finished = newest_checkpoint(out_dir)
-    if finished is not None:
-        state = read_state(finished)
-        if state["step"] == config.num_steps and not difference(state, config, data, weights_digest(init_from)):
-            return summarize(config, data, out_dir)
+    with small_files(out_dir) as folder:
+        finished = newest_checkpoint(folder)
+        state = None if finished is None else read_state(finished)
+    if state is not None and state["step"] == config.num_steps and not difference(state, config, data, weights_digest(init_from)):
+        return summarize(config, data, out_dir)
     options: dict[str, Any] = {"init_from": init_from}
     if num_workers == 0:
+        if use_gpu and not torch.cuda.is_available():
+            raise ConfigError("training is to use a GPU (train_gpu), and this machine has none")
         use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
         with _Follower(config, out_dir):
             return train(config, shards, out_dir, device="cuda" if use_gpu else "cpu", **options)
     # Workers run in folders of their own: paths must not depend on where this process stands.
-    options |= {"config": config, "shards": _absolute_data(shards), "out_dir": os.path.abspath(out_dir)}
+    options |= {"config": config, "shards": _absolute_data(shards), "out_dir": _absolute(out_dir)}
     if init_from is not None:
-        options["init_from"] = os.path.abspath(init_from)
+        options["init_from"] = _absolute(init_from)
     ours = not ray_is_running()
     start_ray(num_workers)
     try:
         with _Follower(config, out_dir):
-            gpu = gpu_for_each(num_workers) if use_gpu is None else use_gpu
+            gpu = gpu_for_each(num_workers, use_gpu)
             tell_if_short(num_workers, gpu=gpu)
             _fit(options, num_workers, gpu)
     finally:
@@ -93,18 +101,21 @@ def launch(
     return summarize(config, data, out_dir)
 
 
-def gpu_for_each(num_workers: int) -> bool:
-    """Whether workers take a GPU each: if there are any where Ray is running, which may not be here.
+def gpu_for_each(num_workers: int, use_gpu: bool | None = None) -> bool:
+    """Whether workers take a GPU each: as told, or if there are any where Ray is running, which may not be here.
 
     Raises:
-        ConfigError: there are some, but fewer than workers, and no more can join.
+        ConfigError: they are to, but there are fewer than workers, and no more can join.
     """
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if 0 < gpus < num_workers and not joined():
-        raise ConfigError(f"{num_workers} training workers, but this machine has {gpus} GPU{'s' * (gpus > 1)}: set train_workers to {gpus}")
-    return gpus > 0
+    if use_gpu is None:
+        use_gpu = gpus > 0
+    if use_gpu and gpus < num_workers and not joined():
+        cure = f"set train_workers to {gpus}" if gpus else "set train_gpu to false"
+        raise ConfigError(f"{num_workers} training workers, but this machine has {gpus} GPU{'s' * (gpus != 1)}: {cure}")
+    return use_gpu
 
 
 def tell_if_short(num_workers: int, *, gpu: bool) -> None:
@@ -135,14 +146,18 @@ def _fit(options: dict[str, Any], num_workers: int, use_gpu: bool) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     # Ray goes on from its own records of a run of the same name: there must be none, our checkpoints decide.
-    records = Path(options["out_dir"]) / RAY_FOLDER
-    shutil.rmtree(records, ignore_errors=True)
-    records.mkdir(parents=True)
     storage = Storage(options["out_dir"])
+    if storage.is_local:
+        records = Path(options["out_dir"]) / RAY_FOLDER
+        shutil.rmtree(records, ignore_errors=True)
+        records.mkdir(parents=True)
+    else:
+        records = scratch_folder()  # its name is new: wherever on the cluster Ray makes such a folder, it is empty
+    timeout = GROUP_TIMEOUT_SECONDS if storage.is_local else STORE_GROUP_TIMEOUT_SECONDS
     trainer = TorchTrainer(
         _work,
         train_loop_config=options,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=GROUP_TIMEOUT_SECONDS),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}),
         run_config=RunConfig(
             name=digest(options)[:SHORT], storage_path=str(records), failure_config=FailureConfig(max_failures=MAX_RESTARTS)
@@ -185,8 +200,10 @@ class _Follower:
 
     def __init__(self, config: TrainConfig, out_dir: str) -> None:
         self._out_dir, self._batch_size = out_dir, config.batch_size
-        checkpoints = list_checkpoints(out_dir)
+        with small_files(out_dir) as folder:
+            checkpoints = list_checkpoints(folder)
         self._step = checkpoints[-1][0] if checkpoints else 0
+        self._seconds = STORE_FOLLOW_SECONDS if is_url(out_dir) else FOLLOW_SECONDS
         self._progress = Progress(f"train {config.model}", total=config.num_steps, unit="steps", done=self._step)
         self._title = self._progress.title
         self._stop = threading.Event()
@@ -202,11 +219,16 @@ class _Follower:
         self._progress.__exit__()
 
     def _follow(self) -> None:
-        while not self._stop.wait(FOLLOW_SECONDS):
+        while not self._stop.wait(self._seconds):
             self._look()
 
     def _look(self) -> None:
-        for line in read_metrics(self._out_dir):
+        try:
+            lines = metrics_at(self._out_dir)
+        except StorageError as problem:  # whether the training can go on without the store is for the training to say
+            logger.warning("progress of the training cannot be read: %s", problem)
+            return
+        for line in lines:
             if line["step"] > self._step:
                 self._progress.title = f"{self._title} (loss {line['loss']:.3f})"
                 while self._step < line["step"]:

@@ -13,7 +13,12 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(folder) / FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return lines_of(path.read_text())
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a half line is passed over."""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def cut_metrics(folder: str | os.PathLike[str], last_step: int) -> None:

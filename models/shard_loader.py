@@ -9,7 +9,6 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from models.checkpoints import is_url
 from models.sample_order import mixed_batch_order
 from models.training_data import TrainingData, shard_weights
 from winnow.errors import ShardError
@@ -35,11 +35,14 @@ class Place(NamedTuple):
 class OpenShard:
     """A shard's members and a descriptor to read them with. Reads do not move a file position, so forked workers may share it."""
 
-    def __init__(self, path: str, expected_samples: int) -> None:
-        self.path = path
-        self.samples = _members(path)
+    def __init__(self, path: str, expected_samples: int, *, told: str | None = None) -> None:
+        self.path = path if told is None else told
+        """For messages."""
+        self.samples = _members(path, self.path)
         if len(self.samples) != expected_samples:
-            raise ShardError(f"{path} holds {len(self.samples)} samples where index.json says {expected_samples}; make the shards again")
+            raise ShardError(
+                f"{self.path} holds {len(self.samples)} samples where index.json says {expected_samples}; make the shards again"
+            )
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, sample: int, extension: str) -> tuple[str, bytes]:
@@ -54,7 +57,7 @@ class OpenShard:
         os.close(self._descriptor)
 
 
-def _members(path: str) -> list[dict[str, Place]]:
+def _members(path: str, told: str) -> list[dict[str, Place]]:
     """The samples of a tar in the order they stand there, each a dict from extension to where the bytes are."""
     samples: dict[str, dict[str, Place]] = {}
     size = os.path.getsize(path)
@@ -64,11 +67,11 @@ def _members(path: str) -> list[dict[str, Place]]:
             for member in tar:
                 last = member.name
                 if member.offset_data + member.size > size:
-                    raise ShardError(f"{path} is cut off in member {last}; make the shards again")
+                    raise ShardError(f"{told} is cut off in member {last}; make the shards again")
                 key, _, extension = member.name.partition(".")
                 samples.setdefault(key, {})[extension] = Place(member.name, member.offset_data, member.size)
     except tarfile.TarError as problem:
-        raise ShardError(f"{path} is damaged at or after member {last} ({problem}); make the shards again") from problem
+        raise ShardError(f"{told} is damaged at or after member {last} ({problem}); make the shards again") from problem
     return list(samples.values())
 
 
@@ -91,7 +94,7 @@ class ShardSamples(Dataset[tuple[Tensor, str, float]]):
     def __init__(self, data: TrainingData, image_size_px: int) -> None:
         self.data, self.image_size_px = data, image_size_px
         self._shards = [(number, shard) for number, part in enumerate(data.parts) for shard in part.shards]
-        self._open: OrderedDict[int, tuple[OpenShard, np.ndarray | None, ExitStack]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[OpenShard, np.ndarray | None]] = OrderedDict()
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, str, float]:
         shard, sample = place
@@ -107,23 +110,28 @@ class ShardSamples(Dataset[tuple[Tensor, str, float]]):
     def _shard(self, number: int) -> tuple[OpenShard, np.ndarray | None]:
         if number in self._open:
             self._open.move_to_end(number)
-            opened, weights, _ = self._open[number]
-            return opened, weights
+            return self._open[number]
+        from models.shard_copies import local_shard
         from winnow.storage import Storage
 
         dataset, entry = self._shards[number]
         url, of_samples = self.data.parts[dataset].url, self.data.weights[dataset]
-        stack = ExitStack()
         storage = Storage(url)
-        if not storage.exists(entry.name):
-            raise ShardError(f"{url}/{entry.name} is listed in index.json, but is not there; make the shards again")
         weights = None if of_samples is None else shard_weights(url, entry, of_samples[entry.name])
-        opened = OpenShard(str(stack.enter_context(storage.local_file(entry.name))), entry.num_samples)
-        stack.callback(opened.close)
-        self._open[number] = opened, weights, stack
+        try:
+            with local_shard(storage, entry) as path:
+                opened = OpenShard(str(path), entry.num_samples, told=storage.place(entry.name))
+        except FileNotFoundError:
+            raise ShardError(f"{url}/{entry.name} is listed in index.json, but is not there; make the shards again") from None
+        self._open[number] = opened, weights
         if len(self._open) > OPEN_SHARDS:
-            self._open.popitem(last=False)[1][2].close()
+            self._open.popitem(last=False)[1][0].close()
         return opened, weights
+
+    def close(self) -> None:
+        """Closes what this process has open."""
+        while self._open:
+            self._open.popitem()[1][0].close()
 
 
 def square_image(encoded: bytes, size_px: int) -> Tensor:
@@ -189,8 +197,15 @@ def batches(
     loader = DataLoader(
         dataset, batch_sampler=_Once(order), collate_fn=_collate, num_workers=num_processes, multiprocessing_context=context
     )
-    for batch in loader:
-        yield batch if data.weighted else batch._replace(weights=None)
+    try:
+        for batch in loader:
+            yield batch if data.weighted else batch._replace(weights=None)
+    finally:
+        dataset.close()
+    if any(is_url(part.url) for part in data.parts):
+        from models.shard_copies import clear_copies
+
+        clear_copies()  # at the end alone: a training that is killed or fails goes on with those that are here
 
 
 class _Once:

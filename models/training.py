@@ -24,12 +24,10 @@ from models.batch_loss import batch_loss
 from models.catalog import find_model
 from models.checkpoints import (
     Checkpoint,
-    clear_unfinished,
     list_checkpoints,
     load_checkpoint,
     put_weights,
     read_state,
-    remove_checkpoint,
     save_checkpoint,
     weights_digest,
 )
@@ -43,6 +41,7 @@ from models.shard_loader import Batch, batches, to_unit_range
 from models.text import Captions
 from models.timestep_sampling import make_timestep_sampler
 from models.training_data import DataShare, TrainingData, read_data
+from models.training_folder import TrainingFolder, local_weights, small_files, working_folder
 from models.unet import UNet, num_parameters
 from winnow.errors import CheckpointError, ConfigError
 
@@ -104,23 +103,25 @@ def train(
 
     Args:
         shards: folder of shards with index.json, a path or url; or several with the share of each.
-        out_dir: a local or shared folder that every worker sees.
+        out_dir: a folder that every worker sees: a path, or a url on an object store.
         rank, world: this process among those of the initialised process group; world 1 needs none.
         device: None takes a GPU if there is one.
-        init_from: checkpoint or weights to start from instead of fresh ones (fine-tuning); an inpainting model may start from one
-            that is none (models/fine_tuning.py).
+        init_from: checkpoint or weights, a path or url, to start from instead of fresh ones (fine-tuning); an inpainting model may
+            start from one that is none (models/fine_tuning.py).
 
     Raises:
         CheckpointError: `out_dir` holds a training with other settings or data, or a damaged checkpoint.
         ShardError: a shard is damaged, or its weights are not there.
+        StorageError: an object store does not answer.
     """
     data = read_data(shards, weighted=config.sample_weights)
     batch_size = check_world(config, data, world)
     for url in data.unweighted if rank == 0 else ():
         logger.warning("%s has no weights of its samples: each weighs 1", url)
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trainer = Trainer(config, data, Path(out_dir), rank=rank, world=world, device=device, init_from=init_from)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), working_folder(out_dir) as folder:
+        with local_weights(init_from) as start:
+            trainer = Trainer(config, data, folder, rank=rank, world=world, device=device, init_from=start)
         trainer.resume()
         trainer.spec.tokenizer([], trainer.spec.context_length)  # a missing vocabulary stops the training here, not after loading shards
         stream = batches(
@@ -155,9 +156,17 @@ class Trainer:
     """A training under way: the model, its average, its optimizer, and how far it is."""
 
     def __init__(
-        self, config: TrainConfig, data: TrainingData, out_dir: Path, *, rank: int, world: int, device: torch.device, init_from: str | None
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        folder: TrainingFolder,
+        *,
+        rank: int,
+        world: int,
+        device: torch.device,
+        init_from: str | None,
     ) -> None:
-        self.config, self.data, self.out_dir, self.rank, self.world, self.device = config, data, out_dir, rank, world, device
+        self.config, self.data, self.folder, self.rank, self.world, self.device = config, data, folder, rank, world, device
         self.spec = find_model(config.model)
         self.schedule = self.spec.schedule()
         self.timesteps = make_timestep_sampler(config.timestep_sampling, len(self.schedule))
@@ -182,19 +191,19 @@ class Trainer:
 
     def resume(self) -> None:
         """Takes up the newest checkpoint, if there is one of the same settings and data."""
-        found = list_checkpoints(self.out_dir)
+        found = list_checkpoints(self.folder.path)
         if found and (what := difference(read_state(found[-1][1]), self.config, self.data, self.init_digest)):
             raise CheckpointError(
-                f"{self.out_dir} holds a training with {what}. Train into another folder, or remove this one to start afresh"
+                f"{self.folder.told} holds a training with {what}. Train into another folder, or remove this one to start afresh"
             )
         if found:
             self.step, path = found[-1]
             self._take(load_checkpoint(path), path)
-            logger.info("going on from %s", path)
+            self.folder.taken(path)
+            logger.info("going on from %s/%s", self.folder.told, path.name)
         if self.rank == 0:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            clear_unfinished(self.out_dir)
-            cut_metrics(self.out_dir, self.step)
+            self.folder.begin()
+            cut_metrics(self.folder.path, self.step)
         self._logged_since = time.monotonic()
 
     def advance(self, batch: Batch, report: Report | None = None) -> None:
@@ -273,7 +282,8 @@ class Trainer:
         self._sums, self._summed_steps = {}, 0
         self._logged_since = time.monotonic()
         if self.rank == 0:
-            append_metrics(self.out_dir, line)
+            append_metrics(self.folder.path, line)
+            self.folder.logged()
             if report is not None:
                 report(line)
 
@@ -296,11 +306,9 @@ class Trainer:
         moments = {f"{name}/{key}": value for i, name in enumerate(self.names) for key, value in optimizer[i].items()}
         moments |= {f"{TIMESTEPS}/{key}": value for key, value in self.timesteps.state().items()}
         model = dict(zip(self.names, self.parameters, strict=True))
-        save_checkpoint(
-            self.out_dir, self.step, Checkpoint(cast(Any, model), dict(zip(self.names, self.ema, strict=True)), moments, self._state())
-        )
-        for _, path in list_checkpoints(self.out_dir)[: -self.config.keep_checkpoints]:
-            remove_checkpoint(path)
+        checkpoint = Checkpoint(cast(Any, model), dict(zip(self.names, self.ema, strict=True)), moments, self._state())
+        path = save_checkpoint(self.folder.path, self.step, checkpoint)
+        self.folder.saved(path, keep=self.config.keep_checkpoints)
 
     def _take(self, checkpoint: Checkpoint, path: Path) -> None:
         put_weights(self.model, checkpoint.model, f"{path}/model.safetensors is not a {self.spec.name}")
@@ -349,11 +357,13 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def summarize(config: TrainConfig, data: TrainingData, out_dir: str | os.PathLike[str]) -> TrainSummary:
     """What metrics.jsonl and the newest checkpoint say of a training."""
-    lines = read_metrics(out_dir)
+    with small_files(out_dir) as folder:
+        lines = read_metrics(folder)
+        step, path = list_checkpoints(folder)[-1]
+        state = read_state(path)
     losses = [line["loss"] for line in lines]
     tenth = max(1, len(lines) // 10)
     rates = sorted(line["images_per_second"] for line in lines)
-    step, path = list_checkpoints(out_dir)[-1]
     with torch.device("meta"):
         parameters = num_parameters(find_model(config.model).build())
     return TrainSummary(
@@ -364,7 +374,7 @@ def summarize(config: TrainConfig, data: TrainingData, out_dir: str | os.PathLik
         first_loss=sum(losses[:tenth]) / tenth,
         final_loss=sum(losses[-tenth:]) / tenth,
         images_per_second=rates[len(rates) // 2],
-        device=read_state(path)["device"],
+        device=state["device"],
         checkpoint=path.name,
         config=dataclasses.asdict(config),
         shards_digest=data.digest,

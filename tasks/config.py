@@ -81,6 +81,8 @@ class RunConfig:
     """Recipes whose loss weighs each sample by what `importance` and down-weighted duplicates say."""
     train_workers: int = 2
     """Ray Train workers: one a GPU, or CPU processes where there is none."""
+    train_gpu: bool | None = None
+    """Whether training takes GPUs; on a cluster, true waits until they join. None takes them if there are any when training begins."""
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:

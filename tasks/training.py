@@ -8,15 +8,16 @@ from typing import Any
 
 from models import training
 from models.catalog import find_model
-from models.checkpoints import newest_checkpoint, weights_digest
+from models.checkpoints import weights_digest
 from models.launch import launch
 from models.recipes import STARTS_FROM, stages_of
 from models.training_data import DataShare, read_data
+from models.training_folder import newest_place
 from tasks import upstream
+from tasks.checkpoints_apart import SET_ASIDE, keep_apart_on_store, name_aside
 from tasks.config import RunConfig
 from tasks.policy import stage_task
-from winnow.digests import SHORT, digest
-from winnow.errors import ConfigError
+from winnow.digests import digest
 from winnow.partitions import Outcome, StageRun, run_step, start_ray
 from winnow.receipts import Work
 from winnow.storage import Storage
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 def train_stage(config: RunConfig) -> StageRun:
     """Trains each recipe of the run; resumes from the newest checkpoint of the same recipe on the same shards."""
     storage = open_workspace(config.workspace)
-    check_place(config)
     find_vocabularies(config)
     shards = upstream.outputs_digest(storage, "shard")
     # A recipe that starts from another must wait for it. What was done in an earlier round is found done in the next.
@@ -40,15 +40,6 @@ def train_stage(config: RunConfig) -> StageRun:
         runs.append(run_step(train_model, works, storage, stage="train", version=training.VERSION, prune=last))
     ran = sum(run.ran for run in runs)
     return replace(runs[-1], ran=ran, skipped=len(runs[-1].partitions) - ran, seconds=sum(run.seconds for run in runs))
-
-
-def check_place(config: RunConfig) -> None:
-    """Raises ConfigError if there is something to train and the workspace is not on a disk, which training reads and writes."""
-    if config.train and not open_workspace(config.workspace).is_local:
-        raise ConfigError(
-            f"training needs a workspace on a local disk, and {config.workspace} is none. Run `winnow curate CONFIG` there; to train, copy "
-            "manifest/, raw/, embeddings/, filters/, decisions/, shards/ and receipts/ to a disk and run with that as the workspace."
-        )
 
 
 def find_vocabularies(config: RunConfig) -> None:
@@ -69,7 +60,7 @@ def _work(storage: Storage, config: RunConfig, name: str, shards: str) -> Work:
         name=name,
         inputs=inputs,
         arguments={"config": _recipe(config, name), "num_workers": config.train_workers},
-        unhashed={"data": _data(storage, config, name), "inputs": inputs},
+        unhashed={"data": _data(storage, config, name), "inputs": inputs, "use_gpu": config.train_gpu},
     )
 
 
@@ -80,7 +71,7 @@ def _recipe(config: RunConfig, name: str) -> training.TrainConfig:
 def _data(storage: Storage, config: RunConfig, name: str) -> tuple[DataShare, ...]:
     """What a recipe reads, by path or url: the run's own dataset, or the mixture that the config names."""
     wanted = config.train_data.get(name) or (DataShare(shards=config.shard.dataset, share=1.0),)
-    return tuple(one if "/" in one.shards else replace(one, shards=storage.full(shard_folder(one.shards))) for one in wanted)
+    return tuple(one if "/" in one.shards else replace(one, shards=storage.place(shard_folder(one.shards))) for one in wanted)
 
 
 def _data_inputs(storage: Storage, config: RunConfig, name: str, shards: str) -> dict[str, str]:
@@ -94,26 +85,36 @@ def _data_inputs(storage: Storage, config: RunConfig, name: str, shards: str) ->
 
 
 def train_model(
-    storage: Storage, name: str, *, config: training.TrainConfig, num_workers: int, data: tuple[DataShare, ...], inputs: dict[str, str]
+    storage: Storage,
+    name: str,
+    *,
+    config: training.TrainConfig,
+    num_workers: int,
+    data: tuple[DataShare, ...],
+    inputs: dict[str, str],
+    use_gpu: bool | None,
 ) -> Outcome:
     """One model, on Ray Train, from shards to `checkpoints/<recipe>/`.
 
     Args:
         data: one dataset, or several with shares.
         inputs: digests of the data: a folder of checkpoints is for these alone.
+        use_gpu: None takes GPUs if there are any now.
     """
     folder = checkpoint_folder(name)
     of_data = {key: mark for key, mark in inputs.items() if key != "starts_from"}
     purpose: dict[str, Any] = {"recipe": config.what_was_chosen(), **of_data, "num_workers": num_workers}
     start = None
     if name in STARTS_FROM:
-        start = newest_checkpoint(storage.full(checkpoint_folder(STARTS_FROM[name])))
+        start = newest_place(storage.place(checkpoint_folder(STARTS_FROM[name])))
         assert start is not None, "train_stage trains what a recipe starts from first"
         purpose["starts_from"] = weights_digest(start)
-    keep_apart(Path(storage.full(folder)), purpose)
+    if storage.is_local:
+        keep_apart(Path(storage.full(folder)), purpose)
+    else:
+        keep_apart_on_store(storage, folder, purpose)
     start_ray(num_workers)
-    init_from = None if start is None else str(start)
-    summary = launch(config, data, storage.full(folder), num_workers=num_workers, init_from=init_from)
+    summary = launch(config, data, storage.place(folder), num_workers=num_workers, use_gpu=use_gpu, init_from=start)
     final = f"{folder}/{summary.checkpoint}"
     return Outcome(
         outputs=(*storage.walk(final), f"{folder}/metrics.jsonl"),
@@ -132,7 +133,7 @@ def keep_apart(folder: Path, purpose: dict[str, Any]) -> None:
     if marker.is_file() and (found := json.loads(marker.read_text())) != purpose:
         aside = _aside(folder, found)
         folder.rename(aside)
-        logger.warning("%s was trained on other shards or with another recipe: kept as %s. Remove it if it is not needed.", folder, aside)
+        logger.warning(SET_ASIDE, folder, aside)
     if not marker.is_file():
         if (earlier := _aside(folder, purpose)).is_dir():
             earlier.rename(folder)
@@ -141,7 +142,7 @@ def keep_apart(folder: Path, purpose: dict[str, Any]) -> None:
 
 
 def _aside(folder: Path, purpose: dict[str, Any]) -> Path:
-    return folder.with_name(f"{folder.name}.{digest(purpose)[:SHORT]}")
+    return folder.with_name(name_aside(folder.name, purpose))
 
 
 train = stage_task(train_stage, name="train", timeout_hours=30 * 24)

@@ -66,6 +66,22 @@ def test_a_machine_with_fewer_gpus_than_workers_is_refused_instead_of_waited_for
         gpu_for_each(2)
 
 
+def test_gpus_are_waited_for_on_a_cluster_that_is_told_to_use_them_and_left_alone_if_it_is_told_not_to(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(ConfigError, match="2 training workers, but this machine has 0 GPUs: set train_gpu to false"):
+        gpu_for_each(2, True)
+    monkeypatch.setattr("models.launch.joined", lambda: True)
+    assert gpu_for_each(2, True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": 2.0})
+    assert not gpu_for_each(2, False)
+
+
+def test_a_gpu_that_is_not_there_is_not_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"training is to use a GPU \(train_gpu\), and this machine has none"):
+        launch(CONFIG, make_shards(tmp_path / "shards"), str(tmp_path / "out"), num_workers=0, use_gpu=True)
+
+
 def test_a_training_that_no_node_has_room_for_says_what_it_waits_for(monkeypatch, caplog):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
     tell_if_short(4, gpu=True)

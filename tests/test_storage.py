@@ -90,6 +90,16 @@ def test_a_reader_that_needs_a_local_file_gets_one(storage: Storage) -> None:
     assert path.exists() == storage.is_local
 
 
+def test_a_file_is_copied_to_a_local_path_and_to_another_place(storage: Storage, tmp_path: Path) -> None:
+    storage.write_bytes("a/b", b"content")
+    storage.copy("a/b", "other/c")
+    storage.fetch("other/c", tmp_path / "here")
+    assert (tmp_path / "here").read_bytes() == storage.read_bytes("a/b") == b"content"
+    for absent in (lambda: storage.copy("absent", "c"), lambda: storage.fetch("absent", tmp_path / "c")):
+        with pytest.raises(FileNotFoundError):
+            absent()
+
+
 def test_what_was_written_is_told_with_its_digest(storage: Storage, tmp_path: Path) -> None:
     digest = sha256_of(io.BytesIO(b"content"))
     assert storage.write_bytes("a", b"content") == Written(path="a", sha256=digest, bytes=7)

@@ -14,10 +14,11 @@ from filters.decision_values import Svm
 from filters.svm import svm_to_bytes
 from models.clip_embedder import DEMO, ClipConfig, resolve_weights
 from models.embedding import feature_digest
+from models.recipes import RECIPES
+from tasks import training
 from tasks.config import RunConfig, run_config
 from tasks.session import preflight, session
 from tasks.stages import STAGES
-from tasks.training import check_place
 from tests.file_server import FileServer, serving
 from tests.s3_server import KEYS, FaultyStore, S3Server, fresh_url
 from winnow import partitions
@@ -162,10 +163,43 @@ def test_what_needs_a_local_disk_is_refused_before_anything_runs(web: FileServer
     config = config_of(fresh_url(), web, tmp_path)
     with pytest.raises(ConfigError, match=r"labels of s3://.* need a file on a local disk: give its path \(label_store: in the config\)"):
         preflight(dataclasses.replace(config, label_store=None))
-    with pytest.raises(ConfigError, match=r"training needs a workspace on a local disk.* Run `winnow curate CONFIG` there"):
-        check_place(config)
-    check_place(dataclasses.replace(config, train=()))
     assert Storage(config.workspace).walk() == []
+
+
+def test_what_is_trained_and_sampled_is_the_same_on_an_object_store(
+    web: FileServer, on_disk: dict[str, bytes], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = dataclasses.replace(RECIPES["demo-base"], num_steps=2, batch_size=2, log_every=1, checkpoint_every=2)
+    monkeypatch.setitem(RECIPES, "demo-base", tiny)
+    monkeypatch.setattr(training, "start_ray", lambda workers: None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    found = []
+    for url in (str(tmp_path / "run"), fresh_url()):
+        storage = Storage(url)
+        for path, content in on_disk.items():
+            storage.write_bytes(path, content)
+        sample = {"recipe": "demo-base", "num_prompts": 2, "steps": "ddim2"}
+        config = dataclasses.replace(
+            config_of(url, web, tmp_path), train=("demo-base",), train_workers=0, sample=run_config({**MINIMAL, "sample": sample}).sample
+        )
+        assert {name: STAGES[name](config).ran for name in AFTER} == dict.fromkeys(AFTER, 1)
+        assert {name: STAGES[name](config).ran for name in AFTER} == dict.fromkeys(AFTER, 0)
+        found.append({path: storage.read_bytes(path) for path in made(storage)})
+    assert found[0] == found[1]
+    assert {"checkpoints/demo-base/step-000002/ema.safetensors", "samples/demo-base/00001.png", "regurgitation/pairs.parquet"} <= set(
+        found[0]
+    )
+
+
+AFTER = ("train", "sample", "regurgitation")
+MINIMAL = {"workspace": "w", "manifest": "m", "embed": {"model": DEMO}, "train": ["demo-base"]}
+
+
+def made(storage: Storage) -> list[str]:
+    """What these stages made, but for metrics.jsonl, which tells how fast that was."""
+    found = [path for folder in ("checkpoints", "samples", "regurgitation") for path in storage.walk(folder)]
+    return [path for path in found if not path.endswith("metrics.jsonl")]
 
 
 def test_a_silent_network_in_the_middle_of_a_stage_ends_it_and_the_next_run_goes_on(

@@ -26,11 +26,11 @@ TRAIN = ("base-inpaint", "base-pretrain", "demo-base")
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """A launch that trains nothing, and what it was called for: (folder's name, what it starts from)."""
+    """A launch that trains nothing, and what it was called for: (folder's name, what it starts from); with a GPU if it is told to."""
     calls: list[tuple[str, str | None]] = []
 
-    def launch(config, shards, out_dir, *, num_workers, init_from):
-        calls.append((Path(out_dir).name, init_from))
+    def launch(config, shards, out_dir, *, num_workers, use_gpu, init_from):
+        calls.append((Path(out_dir).name, init_from if use_gpu is None else f"gpu {use_gpu}"))
         weights = {"w": torch.tensor([float(config.num_steps)])}
         save_checkpoint(out_dir, 1, Checkpoint(weights, weights, {}, {"step": 1}))
         append_metrics(Path(out_dir), {"step": 1, "loss": 1.0})
@@ -66,6 +66,13 @@ def test_a_finished_run_trains_nothing_again_until_an_early_stage_changes(tmp_pa
     monkeypatch.setitem(RECIPES, "base-pretrain", dataclasses.replace(RECIPES["base-pretrain"], seed=1))
     training.train_stage(run(tmp_path))
     assert [name for name, _ in launched[3:]] == ["base-pretrain", "base-inpaint"]
+
+
+def test_whether_gpus_are_used_reaches_the_launch_and_trains_nothing_again(tmp_path, launched):
+    config = dataclasses.replace(run(tmp_path), train=("demo-base",))
+    training.train_stage(dataclasses.replace(config, train_gpu=True))
+    assert training.train_stage(config).ran == 0
+    assert launched == [("demo-base", "gpu True")]
 
 
 def test_a_missing_vocabulary_stops_a_run_before_anything_is_curated(tmp_path, monkeypatch):

@@ -127,6 +127,13 @@ class ObjectStore(ABC):
         if os.path.getsize(local) != found.size:
             raise StorageError(f"{self.url}: of {path} came {os.path.getsize(local):,} bytes, the store has {found.size:,}. Run again.")
 
+    def copy(self, path: str, to: str) -> None:
+        """Within the store. Raises FileNotFoundError."""
+        found = self.find(path)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        self.call(f"copying {path} to {to}", "cp_file", path, to, num_bytes=found.size)
+
     def remove(self, path: str) -> None:
         """Nothing happens if it is already gone."""
         with contextlib.suppress(FileNotFoundError):

@@ -93,8 +93,9 @@ class Storage:
 
     def ensure_held(self) -> None:
         """Raises WorkspaceLost if this process held the workspace and does not any more."""
-        if check := _fences.get(self.url):
-            check()
+        for url, check in list(_fences.items()):
+            if f"{self.url}/".startswith(f"{url}/"):
+                check()
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file; on a disk also such a folder."""
@@ -194,6 +195,23 @@ class Storage:
             self.store.upload(str(local), self.full(path))
             os.unlink(local)
         return Written(path=path, sha256=sha256, bytes=size)
+
+    def fetch(self, path: str, local: str | os.PathLike[str]) -> None:
+        """Copies a file to a local path. Raises FileNotFoundError."""
+        if self.is_local:
+            shutil.copyfile(self.full(path), local)
+        else:
+            self.store.download(self.full(path), str(local))
+
+    def copy(self, path: str, to: str) -> None:
+        """Copies a file to another place here, whole or not at all; an object store does it by itself. Raises FileNotFoundError."""
+        self.ensure_held()
+        if self.is_local:
+            with self.scratch() as folder:
+                self.fetch(path, folder / "copy")
+                self.put(folder / "copy", to)
+        else:
+            self.store.copy(self.full(path), self.full(to))
 
     def remove(self, path: str) -> None:
         """Removes a file; nothing happens if it is already gone."""
