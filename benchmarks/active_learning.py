@@ -8,9 +8,12 @@ Part 1: 80 % of the photos are labelled, 20 % kept apart. All ways of using the 
 Part 2: half of the photos calibrate (random draws, for those alone may prove anything), the other half is the pool that labels for
 fitting are asked from. Measured is the share of clean photos that goes at the threshold certified by the calibration positives; the
 clean photos it is measured on take part in nothing else. Both arms begin with the same random labels.
+Part 3: what each promise costs, with the labels of part 1.
 """
 
 import argparse
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from filters.svm import TAIL, SvmConfig, fit_svm
 from winnow.errors import NotEnoughLabels
 
 CONCEPTS = {"people": ("person", (0.01, 0.03)), "weapons": ("weapon", (0.05, 0.01))}
+CURVE = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
 FIRST, ROUND = 60, 20
 """Labels both arms begin with, and labels a round."""
 MOST = {"people": 500, "weapons": 700}
@@ -44,16 +48,18 @@ def selected(photos: Photos, fit: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return Scorer([svm]).scores(photos.features[rows])[:, 0]
 
 
-def same_labels(photos: Photos, promise: float, seed: int) -> dict[str, tuple[float, float]]:
-    """Way -> share of clean photos dropped, and of positives missed, among the photos kept apart."""
+def same_labels(photos: Photos, promises: Sequence[float], seed: int) -> dict[tuple[str, float], tuple[float, float]]:
+    """(way, promise) -> shares of clean photos dropped and positives missed, of photos kept apart; nothing of what cannot be promised."""
     apart, calibrate, fit = deal(photos, (0.2, 0.4), np.random.default_rng(seed))
     labelled = np.concatenate([calibrate, fit])
     found = {}
 
     def judge(way: str, positives: np.ndarray, values: np.ndarray) -> None:
-        threshold = threshold_for_miss_rate(positives, promise).value
         truth = photos.labels[apart]
-        found[way] = (float(np.mean(values[truth == 0] >= threshold)), float(np.mean(values[truth == 1] < threshold)))
+        for promise in promises:
+            with contextlib.suppress(NotEnoughLabels):
+                threshold = threshold_for_miss_rate(positives, promise).value
+                found[way, promise] = (float(np.mean(values[truth == 0] >= threshold)), float(np.mean(values[truth == 1] < threshold)))
 
     held = calibrate[photos.labels[calibrate] == 1]
     for way, values in (("start", plain), ("selected", selected)):
@@ -126,16 +132,30 @@ def told(values: list[float], rng: np.random.Generator) -> str:
 
 
 def part_one(name: str, photos: Photos, promise: float, seeds: int, rng: np.random.Generator) -> None:
-    try:
-        runs = [same_labels(photos, promise, seed) for seed in range(seeds)]
-    except NotEnoughLabels as problem:
-        print(f"{name} < {promise:.0%}: refused: {problem}", flush=True)
+    runs = [same_labels(photos, (promise,), seed) for seed in range(seeds)]
+    if any(("start", promise) not in run for run in runs):
+        print(f"{name} < {promise:.0%}: refused: too few positives to calibrate on", flush=True)
         return
-    start = [run["start"][0] for run in runs]
-    for way in runs[0]:
-        dropped, missed = ([run[way][part] for run in runs] for part in (0, 1))
+    start = [run["start", promise][0] for run in runs]
+    for way in ("start", "selected", "k_fold"):
+        dropped, missed = ([run[way, promise][part] for run in runs] for part in (0, 1))
         gain = "" if way == "start" else f"; less than the start by {told([a - b for a, b in zip(start, dropped, strict=True)], rng)}"
         print(f"{name} < {promise:.0%}, {way:8}: clean dropped {told(dropped, rng)}, missed {told(missed, rng)}{gain}", flush=True)
+
+
+def cost_curve(name: str, photos: Photos, seeds: int) -> None:
+    """What each promise costs: clean photos dropped, and positives that were missed, on photos kept apart."""
+    runs = [same_labels(photos, CURVE, seed) for seed in range(seeds)]
+    for way in ("selected", "k_fold"):
+        for promise in CURVE:
+            own = [run[way, promise] for run in runs if (way, promise) in run]
+            if len(own) < seeds:
+                print(f"{name} < {promise:.1%}, {way:8}: refused for {seeds - len(own)} of {seeds} seeds", flush=True)
+                continue
+            (dropped, missed), above = np.mean(own, axis=0), sum(miss > promise for _, miss in own)
+            print(
+                f"{name} < {promise:.1%}, {way:8}: clean dropped {dropped:.1%}, missed {missed:.1%}, above the promise {above} of {seeds}"
+            )
 
 
 def needed(points: list[tuple[int, float]], target: float) -> float:
@@ -223,6 +243,8 @@ def main() -> None:
         if 1 in arguments.parts:
             for promise in promises:
                 part_one(name, photos, promise, arguments.seeds, rng)
+        if 3 in arguments.parts:
+            cost_curve(name, photos, arguments.seeds)
         promise = 0.03 if name == "people" else 0.05
         if 2 in arguments.parts:
             found[name] = (promise, part_two(name, photos, promise, arguments.seeds, rng))

@@ -71,13 +71,9 @@ class Web(BaseHTTPRequestHandler):
         with LOCK:
             self.hits[self.path] = self.hits.get(self.path, 0) + 1
             self.agents.add(self.headers["User-Agent"])
-            Web.running += 1
-            Web.most_at_once = max(Web.most_at_once, Web.running)
         # A client that has had enough hangs up in the middle: that is what several of these are about.
         with contextlib.suppress(ConnectionError):
             self._answer(self.path.lstrip("/").partition("?")[0])
-        with LOCK:
-            Web.running -= 1
 
     def _answer(self, path: str) -> None:
         kind, _, rest = path.partition("/")
@@ -91,7 +87,13 @@ class Web(BaseHTTPRequestHandler):
         elif kind == "first-fails":
             self._body(good) if self.hits[self.path] > 1 else self.send_error(int(rest))
         elif kind == "slow":
+            # Counted while the client waits for the first byte: once it has the last one it may come again before this thread goes on.
+            with LOCK:
+                Web.running += 1
+                Web.most_at_once = max(Web.most_at_once, Web.running)
             time.sleep(float(rest))
+            with LOCK:
+                Web.running -= 1
             self._body(good)
         elif kind == "trickle":
             self._head(len(good))
