@@ -1,17 +1,19 @@
 """Embedding on one CPU thread: preparing images beside torchvision's Pillow path, file to file beside the bare network, bf16 beside fp32.
 
-    .venv/bin/python -m benchmarks.embedding --data PHOTOS            # one CPU thread
+    .venv/bin/python -m benchmarks.embedding --data PHOTOS [--clip-retrieval FOLDER]      # one CPU thread
     python -m benchmarks.embedding --gpu [--data PHOTOS]              # a GPU machine; needs torch, numpy, Pillow and open_clip alone
 
 `--data` is a folder of JPEGs. The network is ViT-B/16 with random weights: speed and rounding do not depend on what it knows.
-CPU seconds, everything by turns; ratios are medians over turns. clip-retrieval cannot be installed here; the loop beside which
-ours is shown does what its `inference` does (webdataset shard, open_clip's own transform, DataLoader, float16 .npy and parquet).
+CPU seconds, everything by turns; ratios are medians over turns. `--clip-retrieval` is a folder with clip-retrieval and those of its
+requirements that this environment lacks (`pip install --no-deps --target FOLDER ...`): its `inference` then runs on the same shard.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import statistics
+import sys
 import tarfile
 import tempfile
 import time
@@ -124,8 +126,8 @@ def write_raw(path: Path, files: list[bytes]) -> None:
                 tar.addfile(member, io.BytesIO(content))
 
 
-def measure_file_to_file(files: list[bytes], clip: Clip, turns: int) -> dict[str, Any]:
-    """The stage's step (tar in, parquet out) beside the network alone on the same crops in the same batches; in between theirs."""
+def measure_file_to_file(files: list[bytes], clip: Clip, turns: int, clip_retrieval: Path | None) -> dict[str, Any]:
+    """The stage's step (tar in, parquet out) beside the network alone on the same crops in the same batches, and clip-retrieval."""
     from models import embedding
     from winnow.storage import Storage
 
@@ -149,36 +151,41 @@ def measure_file_to_file(files: list[bytes], clip: Clip, turns: int) -> dict[str
             for batch in batches:
                 clip.network.encode_image(batch)  # type: ignore[operator]
 
-        spent = by_turns({"step": step, "network": network, "loop": lambda: open_clip_loop(Path(folder, "raw", "00000.tar"), clip)}, turns)
-    per_crop = {
-        name: statistics.median(spent[name]) / num for name, num in (("step", len(crops)), ("network", len(crops)), ("loop", len(files)))
-    }
-    return {
+        calls: dict[str, Callable[[], object]] = {"step": step, "network": network}
+        if clip_retrieval is not None:
+            calls["clip-retrieval"] = clip_retrieval_inference(clip_retrieval, Path(folder), clip)
+        by_turns(calls, 1)  # warms up, and lets clip-retrieval load its network
+        spent = by_turns(calls, turns)
+    per_crop = {name: statistics.median(times) / (len(files) if name == "clip-retrieval" else len(crops)) for name, times in spent.items()}
+    table = {
         "images, crops": [len(files), len(crops)],
         "crops per CPU second": {name: round(1 / seconds, 3) for name, seconds in per_crop.items()},
         "of the network alone": ratio(spent, "network", "step"),
         "wanted": WANTED["end to end"],
-        "times the open_clip DataLoader loop, per crop": round(per_crop["loop"] / per_crop["step"], 3),
     }
+    if clip_retrieval is not None:
+        table["times clip-retrieval, per crop"] = round(per_crop["clip-retrieval"] / per_crop["step"], 3)
+    return table
 
 
-def open_clip_loop(tar: Path, clip: Clip) -> None:
-    """What `clip-retrieval inference` does with a shard: one centre crop an image, features as .npy, captions as parquet."""
-    import open_clip
-    import pandas as pd
-    import webdataset as wds
+def clip_retrieval_inference(installed: Path, folder: Path, clip: Clip) -> Callable[[], object]:
+    """A call of `clip-retrieval inference` on the shard in `folder`, in this process, with this network's weights, one crop an image."""
+    from safetensors.torch import save_file
 
-    transform = open_clip.image_transform(224, is_train=False, mean=clip.mean, std=clip.std)
-    dataset = wds.WebDataset(str(tar), shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "txt", "__key__")
-    loader = torch.utils.data.DataLoader(dataset.map_tuple(transform, str, str), batch_size=32)
-    features, captions = [], []
-    with torch.no_grad():
-        for pixels, texts, _ in loader:
-            encoded = clip.network.encode_image(pixels)  # type: ignore[operator]
-            features.append((encoded / encoded.norm(dim=-1, keepdim=True)).numpy().astype(np.float16))
-            captions += texts
-    np.save(tar.with_suffix(".npy"), np.concatenate(features))
-    pd.DataFrame({"caption": captions}).to_parquet(tar.with_suffix(".captions"))
+    sys.path.append(str(installed))
+    from clip_retrieval.clip_inference.worker import worker  # type: ignore[import-not-found]
+
+    save_file({name: tensor.contiguous() for name, tensor in clip.network.state_dict().items()}, folder / "clip.safetensors")
+
+    def inference() -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            worker(
+                [0], str(folder / "raw" / "00000.tar"), str(folder / "features"), 1,
+                input_format="webdataset", batch_size=clip.batch_crops, num_prepro_workers=0, enable_text=False,
+                clip_model=f"open_clip:{MODEL}/{folder / 'clip.safetensors'}", use_jit=False,
+            )  # fmt: skip
+
+    return inference
 
 
 # The network -----------------------------------------------------------------------------------------------------------
@@ -230,12 +237,12 @@ def photos(folder: Path, count: int) -> list[bytes]:
     return [path.read_bytes() for path in paths[:: max(1, len(paths) // count)][:count]]
 
 
-def measure_cpu(data: Path, turns: int, only: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure_cpu(data: Path, turns: int, only: str | None, clip_retrieval: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
     torch.set_num_threads(1)
     clip = random_clip()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "preprocessing": lambda: measure_preprocessing(photos(data, 150), clip, 2 * turns + 1),
-        "file to file": lambda: measure_file_to_file(photos(data, 8), clip, turns),
+        "file to file": lambda: measure_file_to_file(photos(data, 8), clip, turns, clip_retrieval),
         "precision": lambda: measure_precision(photos(data, 6), clip, turns),
         "batches": lambda: measure_batches(photos(data, 12), clip),
     }
@@ -248,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, help="folder of JPEGs")
     parser.add_argument("--gpu", action="store_true", help="measure a GPU instead of a CPU thread")
+    parser.add_argument("--clip-retrieval", type=Path, metavar="FOLDER", help="where clip-retrieval is installed, to run beside ours")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--only", help="preprocessing, file to file, precision or batches")
     arguments = parser.parse_args()
@@ -258,7 +266,7 @@ def main() -> None:
         return
     if arguments.data is None:
         parser.error("--data: a folder of JPEGs is needed")
-    for name, table in measure_cpu(arguments.data, arguments.turns, arguments.only):
+    for name, table in measure_cpu(arguments.data, arguments.turns, arguments.only, arguments.clip_retrieval):
         print(json.dumps({name: table}, indent=1), flush=True)
 
 
