@@ -1,8 +1,8 @@
 """What a training reads: one dataset of shards or several, the share of each, and what each sample weighs.
 
-A dataset is a folder of plain tars `NNNNN.tar` beside an `index.json`. Weights, where there are some, are beside them:
+A dataset is a folder of plain tars beside an `index.json`. Weights, where there are some, are beside them:
 
-    weights/NNNNN.npy    float32, one a sample, in the order of the tar; 1 on average
+    weights/<shard>.npy   float32, one a sample, in the order of the tar; 1 on average
     weights/index.json   the sha256 of each shard they were made for, and of each file
 """
 
