@@ -272,8 +272,9 @@ def write_partitions(folder: Path, made: Images, rows: int) -> dict[str, str]:
 
     storage, digests = Storage(str(folder)), {}
     for number, start in enumerate(range(0, len(made), rows)):
-        part = made.take(np.arange(start, min(start + rows, len(made))))
-        feature = pa.FixedSizeListArray.from_arrays(pa.array(part.vectors.ravel()), part.vectors.shape[1])
+        here = np.arange(start, min(start + rows, len(made)))
+        part = made.take(here)
+        feature = pa.FixedSizeListArray.from_arrays(pa.array(made.vectors[here].ravel()), made.vectors.shape[1])
         columns = {"uid": pa.array(part.uids.astype("U32")), "feature": feature, "dhash": part.dhashes.view(np.int64)}
         name = f"{number:05}-{number:08x}"
         ones = pa.array(np.ones(len(part), np.int32))

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filters.duplicate_search import device, images_of, read_images
-from filters.duplicates import Images, Limits, exact_cosines, hash_distance, near_rows
+from filters.duplicate_search import images_of, read_images
+from filters.duplicates import Images, Limits, cosines_of, hash_distance, near_rows
 from winnow.duplicates import CONTAMINATION, contamination_file, reference_file
 from winnow.partitions import Outcome
 from winnow.storage import Storage
@@ -52,10 +52,10 @@ def match(images: Images, references: Iterator[tuple[Images, list[str]]], limits
     """
     found, names = [np.empty(0, MATCH)], list[str]()
     for items, called in references:
-        for rows, columns in near_rows(images, items, limits, device=device()):
+        for rows, columns in near_rows(images, items, limits):
             matches = np.empty(len(rows), MATCH)
             matches["row"], matches["item"] = rows, columns + len(names)
-            matches["cosine"] = exact_cosines(images.vectors[rows], items.vectors[columns])
+            matches["cosine"] = cosines_of(images, rows, items, columns)
             matches["hamming"], matches["mirrored"] = hash_distance(images.dhashes[rows], items.dhashes[columns])
             found = [_closest(np.concatenate([*found, matches]))]
         names += called

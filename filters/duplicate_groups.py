@@ -54,12 +54,13 @@ def group_pairs(storage: Storage, name: str, *, works: Mapping[str, int], partit
     names = sorted(partitions)
     pairs = best_neighbours(np.concatenate([np.empty(0, PAIR), *_valid_pairs(storage, waves, works, names)]))
     members = grouped(pairs)
+    written = []
     for number, partition in enumerate(names):
         rows = members[slice(*np.searchsorted(members["partition"], [number, number + 1]))]
-        write_table(storage, groups_file(partition), _group_table(rows))
+        written.append(write_table(storage, groups_file(partition), _group_table(rows)))
     _remove_others(storage, "duplicates/groups", names)
     counts = {"pairs": len(pairs), "in_groups": len(members), "groups": int((members["uid"] == members["centre"]).sum())}
-    return Outcome(outputs=tuple(groups_file(partition) for partition in names), counts=counts)
+    return Outcome.of(*written, counts=counts)
 
 
 def grouped(pairs: np.ndarray) -> np.ndarray:
@@ -102,8 +103,7 @@ def judge_members(storage: Storage, name: str, **decided_by: Any) -> Outcome:
         decided = scoring.decide(storage, name, copies=contamination_reasons(storage, name), **decided_by)
         found = {uid: verdict == "kept" for uid, verdict in zip(decided.uids, decided.verdicts, strict=True) if uid in members}
     table = pa.table([sorted(found), [found[uid] for uid in sorted(found)]], schema=JUDGED)
-    write_table(storage, judged_file(name), table)
-    return Outcome(outputs=(judged_file(name),), counts={"members": len(found), "passing": sum(found.values())})
+    return Outcome.of(write_table(storage, judged_file(name), table), counts={"members": len(found), "passing": sum(found.values())})
 
 
 def choose_best(storage: Storage, name: str, *, mode: Mode, partitions: Sequence[str]) -> Outcome:
@@ -114,14 +114,14 @@ def choose_best(storage: Storage, name: str, *, mode: Mode, partitions: Sequence
         np.concatenate([part[side] for part in parts]) if parts else np.empty(0, kind) for side, kind in ((0, MEMBER), (1, bool))
     )
     chosen = choose(members, passes, _reported(storage), mode)
+    written = []
     for number, partition in enumerate(names):
         rows = slice(*np.searchsorted(members["partition"], [number, number + 1]))
-        write_table(
-            storage, duplicates_file(partition), _duplicates_table(members[rows], {key: values[rows] for key, values in chosen.items()})
-        )
+        own = _duplicates_table(members[rows], {key: values[rows] for key, values in chosen.items()})
+        written.append(write_table(storage, duplicates_file(partition), own))
     _remove_others(storage, "duplicates", names)
     counts = {"passing": int(passes.sum()), "duplicates_dropped": int(chosen["is_dropped"].sum())}
-    return Outcome(outputs=tuple(duplicates_file(partition) for partition in names), counts=counts)
+    return Outcome.of(*written, counts=counts)
 
 
 def choose(members: np.ndarray, passes: np.ndarray, reported: frozenset[bytes], mode: Mode) -> dict[str, np.ndarray]:
@@ -157,17 +157,15 @@ def choose(members: np.ndarray, passes: np.ndarray, reported: frozenset[bytes], 
 def _valid_pairs(storage: Storage, waves: Waves, works: Mapping[str, int], names: Sequence[str]) -> Iterator[np.ndarray]:
     """Pairs whose images are still there, with the features that they were found with; partitions as numbers of `names`."""
     withdrawn = {uid.encode() for uids in read_withdrawn(storage).values() for uid in uids}
-    number_of, latest = {name: number for number, name in enumerate(names)}, waves.latest
-    seen: dict[int, dict[str, str]] = {}
+    number_of, wave_of = {name: number for number, name in enumerate(names)}, waves.wave_of
     for work, wave in sorted(works.items()):
-        then = seen.setdefault(wave, waves.as_of(wave))
         table = read_table(storage, pairs_file(work))
         pairs = np.empty(table.num_rows, PAIR)
         valid = np.ones(table.num_rows, dtype=bool)
         for side in ("worse", "better"):
             column = table[f"{side}_partition"].combine_chunks().dictionary_encode()
             there = column.dictionary.to_pylist()
-            holds = np.array([name in number_of and then.get(name) == latest.get(name) for name in there], dtype=bool)
+            holds = np.array([name in number_of and wave_of[name] <= wave for name in there], dtype=bool)
             places = column.indices.to_numpy(zero_copy_only=False).astype(np.int64)
             valid &= holds[places] if len(there) else True
             numbers = np.array([number_of.get(name, -1) for name in there], dtype=np.int32)

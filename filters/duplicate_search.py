@@ -1,20 +1,22 @@
 """The search for near-duplicates: every pair of a small set, pairs in near cells of a large one.
 
-Exact: one piece of work a partition, which is compared with itself and with all before it. Cells (an inverted file, as FAISS calls
-it): k-means centroids are trained once on a sample; each partition's features are laid down sorted by cell, every image in its nearest
-cell (its home) and in the `nprobe` - 1 next ones (as a visitor); a range of cells is one piece of work, in which homes are compared
-with homes and visitors. Both find a pair whichever of its images is new.
+Exact: one piece of work a wave of some partitions, which is compared with itself and with all before it. Cells (an inverted file, as
+FAISS calls it): k-means centroids are trained once on a sample; each partition's features are laid down sorted by cell, every image in
+its nearest cell (its home) and in the `nprobe` - 1 next ones (as a visitor); a range of cells is one piece of work, in which homes are
+compared with homes and visitors. Both find a pair whichever of its images is new.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from filters.duplicate_waves import GONE, Waves, read_waves
+from filters.duplicate_waves import Waves, read_waves
 from filters.duplicates import PAIR, DuplicateConfig, Images, Limits, best_neighbours, near_pairs
 from winnow import cell_files
 from winnow.digests import digest
@@ -26,14 +28,19 @@ from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import embeddings
 
-VERSION = 1
+VERSION = 2
+WAVE_ROWS = 20_000
+"""Images of a wave that is compared with all before it, at most about: the more, the less often the others are read."""
+BATCH_ROWS = 16_384
+"""Of these others, so many are read at a time."""
+COLUMNS = ["uid", "feature", "dhash", "width", "height"]
 SAMPLE_PER_CELL, MAX_SAMPLE = 48, 1_000_000
 """Features that centroids are trained on."""
 SAMPLE_PARTITIONS = 256
 """Partitions that the sample is taken from, evenly spread."""
 ITERATIONS = 12
-BLOCK_ROWS = 250_000
-"""Images of a range of cells that is searched at a time, at most about: 512 dimensions and nprobe 2 take 0.6 GB, twice while reading."""
+BLOCK_ROWS = 500_000
+"""Images and visitors of a range of cells that is searched at a time, at most about: 512 dimensions take 0.5 GB, twice while reading."""
 ASSIGN_ROWS = 512
 PAIRS = pa.schema(
     [
@@ -56,7 +63,7 @@ def num_cells(config: DuplicateConfig, rows: int) -> int:
 
 def num_blocks(config: DuplicateConfig, cells: int) -> int:
     """Ranges of cells, each one piece of work: by the most images that so many cells are meant for."""
-    return max(1, min(cells, -(-cells * 4 * config.cell_rows // BLOCK_ROWS)))
+    return max(1, min(cells, -(-cells * 4 * config.cell_rows * config.nprobe // BLOCK_ROWS)))
 
 
 def search_space(config: DuplicateConfig, feature_digest: str, centroids: str) -> str:
@@ -64,22 +71,19 @@ def search_space(config: DuplicateConfig, feature_digest: str, centroids: str) -
     return digest({"features": feature_digest, "limits": config.limits, "centroids": centroids, "nprobe": config.nprobe * bool(centroids)})
 
 
-def exact_works(waves: Waves, limits: Limits, embedded: Mapping[str, str]) -> Iterator[Work]:
-    """A piece of work a partition. What was searched in earlier waves stands."""
-    for partition in sorted(embedded):
-        wave = waves.last_wave_of(partition)
-        same = [name for name in waves.waves[wave] if name <= partition]
-        inputs = {"embeddings": embedded[partition], "seen": waves.mark(wave - 1), "beside": digest(same)}
-        yield Work(name=partition, inputs=inputs, arguments={"limits": limits, "wave": wave})
+def exact_works(waves: Waves, limits: Limits) -> Iterator[Work]:
+    """A piece of work a wave. What was searched in earlier ones stands."""
+    for wave, mark in _alive(waves):
+        yield Work(name=f"{wave:05d}", inputs={"seen": mark}, arguments={"limits": limits, "wave": wave})
 
 
 def search_exact(storage: Storage, name: str, *, limits: Limits, wave: int) -> Outcome:
-    """Compares a partition with itself, with those of earlier waves and with those before it in its own."""
-    others = [other for other in _there(storage, wave) if other != name and not (other in _wave(storage, wave) and other > name)]
-    names = [name, *others]
-    bases = (read_images(storage, other, number + 1) for number, other in enumerate(others))
-    pairs = near_pairs(read_images(storage, name, 0), bases, limits, device=device())
-    return _write_pairs(storage, name, pairs, names)
+    """Compares a wave's images with each other and with those of earlier waves."""
+    fresh, old = _there(storage, wave)
+    names = [*fresh, *old]
+    images = (read_images(storage, partition, number) for number, partition in enumerate(names))
+    query = joined(itertools.islice(images, len(fresh)))
+    return _write_pairs(storage, name, near_pairs(query, _in_batches(images, BATCH_ROWS), limits), names)
 
 
 def train_cells(storage: Storage, name: str, *, cells: int, partitions: Sequence[str]) -> Outcome:
@@ -108,54 +112,47 @@ def train_cells(storage: Storage, name: str, *, cells: int, partitions: Sequence
 
 
 def assign_cells(storage: Storage, name: str, *, centroids: str, nprobe: int, blocks: int) -> Outcome:
-    """Lays a partition's features down sorted by cell: `duplicates/cells/<name>.npy`.
+    """Lays a partition's features down sorted by cell: `duplicates/cells/<name>.cells`.
 
     Args:
         centroids: sha256 of the centroids, so that a worker that lives long does not take old ones.
         blocks: ranges of cells; where each begins stands before the rows.
     """
-    torch.set_num_threads(1)
-    cells = torch.from_numpy(_centroids(storage, centroids)).T
+    torch.set_num_threads(1)  # more partitions at a time pay, more threads do not
+    cells = _centroids(storage, centroids)
     images = read_images(storage, name, 0)
-    wanted = min(nprobe, cells.shape[1])
-    nearest = np.empty((len(images), wanted), np.int32)
-    for start in range(0, len(images), ASSIGN_ROWS):
-        rows = torch.from_numpy(_unit(images.vectors[start : start + ASSIGN_ROWS]))
-        nearest[start : start + ASSIGN_ROWS] = (rows @ cells).topk(wanted, dim=1).indices.numpy()
-    row = np.tile(np.arange(len(images))[:, None], (1, wanted)).ravel()
-    home = np.tile(np.arange(wanted) == 0, len(images))
-    cell = nearest.ravel()
-    order = np.lexsort((row, cell))
-    records = np.empty(len(order), cell_files.record(images.vectors.shape[1]))
-    for field, values in (("uid", images.uids), ("vector", images.vectors), ("dhash", images.dhashes), ("pixels", images.pixels)):
-        records[field] = values[row[order]]
-    records["home"], records["cell"] = home[order], cell[order]
-    starts = np.searchsorted(_block_of(records["cell"], cells.shape[1], blocks), np.arange(blocks + 1)).astype(np.int64)
-    return Outcome.of(storage.write_bytes(cells_file(name), cell_files.to_bytes(starts, records)), counts={"assigned": len(images)})
+    nearest = _nearest_cells(images.vectors, cells, min(nprobe, len(cells)))
+    image, place = (side.ravel() for side in np.indices(nearest.shape))
+    order = np.lexsort((image, nearest.ravel()))
+    image, place = image[order], place[order]
+    rows = np.empty(len(order), cell_files.ROW)
+    for column, values in (("uid", images.uids), ("dhash", images.dhashes), ("pixels", images.pixels)):
+        rows[column] = values[image]
+    rows["cell"], rows["home"] = nearest[image, place], place == 0
+    bounds = np.searchsorted(rows["cell"].astype(np.int64) * blocks // len(cells), np.arange(blocks + 1))
+    ranges = [(rows[start:stop], images.vectors[image[start:stop]]) for start, stop in itertools.pairwise(bounds)]
+    return Outcome.of(storage.write_bytes(cells_file(name), cell_files.to_bytes(ranges)), counts={"assigned": len(images)})
 
 
 def cell_works(waves: Waves, limits: Limits, *, centroids: str, blocks: int) -> Iterator[Work]:
     """A piece of work a range of cells and wave."""
-    alive = {waves.last_wave_of(partition) for partition, output in waves.latest.items() if output != GONE}
-    for wave in sorted(alive):
+    for wave, mark in _alive(waves):
         for block in range(blocks):
-            inputs = {"seen": waves.mark(wave), "centroids": centroids}
+            inputs = {"seen": mark, "centroids": centroids}
             yield Work(name=f"{block:05d}-{wave:05d}", inputs=inputs, arguments={"limits": limits, "wave": wave, "block": block})
 
 
 def search_cells(storage: Storage, name: str, *, limits: Limits, wave: int, block: int) -> Outcome:
     """Compares a wave's images in a range of cells with each other and with those of earlier waves."""
-    there = _there(storage, wave)
-    fresh_names = set(_wave(storage, wave))
-    old = _read_block(storage, [(number, part) for number, part in enumerate(there) if part not in fresh_names], block)
-    fresh = _read_block(storage, [(number, part) for number, part in enumerate(there) if part in fresh_names], block)
+    names = _there(storage, wave)
+    fresh = _read_cells(storage, names[0], block, 0)
+    old = _read_cells(storage, names[1] if len(fresh.cell) else [], block, len(names[0]))
     pairs = [np.empty(0, PAIR)]
-    for cell in np.unique(fresh["cell"]):
-        new_home, new_guest = _cell(fresh, cell)
-        old_home, old_guest = _cell(old, cell)
-        pairs.append(near_pairs(new_home, iter([new_guest, old_home, old_guest]), limits, device=device()))
-        pairs.append(near_pairs(new_guest, iter([old_home]), limits, within=False, device=device()))
-    return _write_pairs(storage, name, best_neighbours(np.concatenate(pairs)), there)
+    for cell in np.unique(fresh.cell):
+        (new_home, new_guest), (old_home, old_guest) = fresh.of(cell), old.of(cell)
+        pairs.append(near_pairs(new_home, [new_guest, old_home, old_guest], limits))
+        pairs.append(near_pairs(new_guest, [old_home], limits, within=False))
+    return _write_pairs(storage, name, best_neighbours(np.concatenate(pairs)), [*names[0], *names[1]])
 
 
 def read_images(storage: Storage, partition: str, number: int) -> Images:
@@ -167,7 +164,7 @@ def read_images(storage: Storage, partition: str, number: int) -> Images:
     Raises:
         ShardError: the file lacks a column.
     """
-    return images_of(read_table(storage, embeddings(partition)), number, f"{storage.url}/{embeddings(partition)}")
+    return images_of(read_table(storage, embeddings(partition), COLUMNS), number, f"{storage.url}/{embeddings(partition)}")
 
 
 def images_of(table: pa.Table, number: int, where: str) -> Images:
@@ -203,31 +200,55 @@ def pairs_table(pairs: np.ndarray, names: Sequence[str]) -> pa.Table:
     return pa.table(columns, schema=PAIRS)
 
 
-def _there(storage: Storage, wave: int) -> list[str]:
-    """Partitions that a wave's search sees and that are still there, sorted."""
+def joined(parts: Iterable[Images]) -> Images:
+    """Images of several partitions as one."""
+    found = [part for part in parts if len(part)]
+    if not found:
+        return Images(uids=np.empty(0, "S32"), vectors=np.empty((0, 0), np.float16), dhashes=np.empty(0, np.uint64),
+                      pixels=np.empty(0, np.int64), partitions=np.empty(0, np.int32))  # fmt: skip
+    fields = ("uids", "vectors", "dhashes", "pixels", "partitions")
+    return Images(**{name: np.concatenate([getattr(part, name) for part in found]) for name in fields})
+
+
+def _in_batches(parts: Iterable[Images], rows: int) -> Iterator[Images]:
+    """So many images at a time, and what the last partition has beyond."""
+    held: list[Images] = []
+    for part in parts:
+        held.append(part)
+        if sum(len(one) for one in held) >= rows:
+            yield joined(held)
+            held = []
+    yield joined(held)
+
+
+def _alive(waves: Waves) -> Iterator[tuple[int, str]]:
+    """Waves that any partition's features as they are now were searched in, with the digest of all they saw."""
+    marks = waves.marks
+    for wave in sorted(set(waves.wave_of.values())):
+        yield wave, marks[wave + 1]
+
+
+def _there(storage: Storage, wave: int) -> tuple[list[str], list[str]]:
+    """Partitions of a wave, and of those before it. One that stands in a later wave, too, is searched there."""
     waves = read_waves(storage)
     assert waves is not None, "works are made from the record"
-    latest = waves.latest
-    embedded = {file.removesuffix(".parquet") for file in storage.names("embeddings")}
-    # One whose features changed later stands in a later wave, which compares it with all: here it would be found twice, or wrong.
-    return sorted(name for name, output in waves.as_of(wave).items() if latest[name] == output and name in embedded)
-
-
-def _wave(storage: Storage, wave: int) -> Mapping[str, str]:
-    waves = read_waves(storage)
-    assert waves is not None, "works are made from the record"
-    return waves.waves[wave]
-
-
-def device() -> str:
-    """Where matrix products are computed, here."""
-    torch.set_num_threads(1)  # more partitions at a time pay, more threads do not
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    wave_of = sorted(waves.wave_of.items())
+    return [name for name, last in wave_of if last == wave], [name for name, last in wave_of if last < wave]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     rows = vectors.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _nearest_cells(vectors: np.ndarray, centroids: np.ndarray, count: int) -> np.ndarray:
+    """(n, count) int32: the nearest cells of each image, the very nearest first."""
+    cells = torch.from_numpy(centroids).T
+    parts = [
+        (torch.from_numpy(_unit(vectors[start : start + ASSIGN_ROWS])) @ cells).topk(count, dim=1).indices.numpy()
+        for start in range(0, len(vectors), ASSIGN_ROWS)
+    ]
+    return np.concatenate([np.empty((0, count), np.int32), *parts]).astype(np.int32)
 
 
 @lru_cache(maxsize=1)
@@ -237,33 +258,32 @@ def _centroids(storage: Storage, sha256: str) -> np.ndarray:
     return found
 
 
-def _block_of(cell: np.ndarray, cells: int, blocks: int) -> np.ndarray:
-    return (cell.astype(np.int64) * blocks) // cells
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cells:
+    """A range of cells."""
+
+    cell: np.ndarray
+    """(n,) sorted."""
+    home: np.ndarray
+    """(n,) whether it is the image's nearest."""
+    images: Images
+
+    def of(self, cell: int) -> tuple[Images, Images]:
+        """Those at home in a cell, and its visitors."""
+        start, stop = np.searchsorted(self.cell, [cell, cell + 1])
+        home = self.home[start:stop]
+        return self.images.take(start + np.flatnonzero(home)), self.images.take(start + np.flatnonzero(~home))
 
 
-def _read_block(storage: Storage, partitions: Sequence[tuple[int, str]], block: int) -> np.ndarray:
-    """Records of a range of cells from all these partitions, sorted by cell, with the partition's number: one short read of each file."""
-    parts = []
-    for number, partition in partitions:
-        rows = cell_files.read_block(storage, cells_file(partition), block)
-        if len(rows):
-            parts.append((number, rows))
-    kind = parts[0][1].dtype if parts else cell_files.record(1)
-    every = np.empty(sum(len(rows) for _, rows in parts), [("partition", "i4"), *kind.descr])
-    start = 0
-    for number, rows in parts:
-        for field in kind.names or ():
-            every[field][start : start + len(rows)] = rows[field]
-        every["partition"][start : start + len(rows)] = number
-        start += len(rows)
-    return every[np.argsort(every["cell"], kind="stable")]
-
-
-def _cell(records: np.ndarray, cell: int) -> tuple[Images, Images]:
-    """Those at home in a cell, and its visitors, of records sorted by cell."""
-    here = records[slice(*np.searchsorted(records["cell"], [cell, cell + 1]))]
-    home, guest = (
-        Images(uids=rows["uid"], vectors=rows["vector"], dhashes=rows["dhash"], pixels=rows["pixels"], partitions=rows["partition"])
-        for rows in (here[here["home"]], here[~here["home"]])
-    )
-    return home, guest
+def _read_cells(storage: Storage, partitions: Sequence[str], block: int, first: int) -> _Cells:
+    """A range of cells from all these partitions, which are numbered from `first` on."""
+    parts, cells, homes = list[Images](), [np.empty(0, np.int32)], [np.empty(0, bool)]
+    for number, partition in enumerate(partitions, first):
+        ((rows, vectors),) = cell_files.read_ranges(storage, cells_file(partition), block, block)
+        parts.append(Images(uids=rows["uid"], vectors=vectors, dhashes=rows["dhash"], pixels=rows["pixels"],
+                            partitions=np.full(len(rows), number, np.int32)))  # fmt: skip
+        cells.append(rows["cell"])
+        homes.append(rows["home"])
+    cell = np.concatenate(cells)
+    order = np.argsort(cell, kind="stable")
+    return _Cells(cell=cell[order], home=np.concatenate(homes)[order], images=joined(parts).take(order))

@@ -1,11 +1,13 @@
 """The steps of the search for near-duplicates and contamination, in order: which work there is, and from what."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from filters import contamination, duplicate_groups, duplicate_search, scoring
 from filters.contamination import find_contaminated
 from filters.duplicate_groups import choose_best, group_pairs, judge_members
 from filters.duplicate_search import (
+    WAVE_ROWS,
     assign_cells,
     cell_works,
     exact_works,
@@ -48,11 +50,12 @@ def find_duplicates(
     images = count_images(storage, embedded)
     cells = num_cells(config, sum(images.values()))
     centroids, runs = _lay_down_cells(storage, config, embedded, feature_digest, cells, workers)
-    waves = bring_waves_up_to_date(storage, search_space(config, feature_digest, centroids), embedded, images)
+    space, wave_rows = search_space(config, feature_digest, centroids), math.inf if cells else WAVE_ROWS
+    waves = bring_waves_up_to_date(storage, space, embedded, images, wave_rows)
     if cells:
         works = list(cell_works(waves, config.limits, centroids=centroids, blocks=num_blocks(config, cells)))
     else:
-        works = list(exact_works(waves, config.limits, embedded))
+        works = list(exact_works(waves, config.limits))
     step: Step = search_cells if cells else search_exact
     pairs = run_step(step, works, storage, stage=PAIRS, version=duplicate_search.VERSION, workers=workers)
     return [*runs, pairs, _group(storage, waves, works, pairs, embedded, workers)]
@@ -78,7 +81,7 @@ def _group(storage: Storage, waves: Waves, works: Sequence[Work], pairs: StageRu
         "pairs": digest(pairs.outputs),
         "embeddings": digest(dict(embedded)),
         "withdrawn": _withdrawn_digest(storage),
-        "seen": waves.mark(len(waves.waves)),
+        "seen": waves.marks[-1],
     }
     unhashed = {"works": {work.name: int(work.arguments["wave"]) for work in works}, "partitions": tuple(sorted(embedded))}
     work = Work(name="groups", inputs=inputs, unhashed=unhashed)

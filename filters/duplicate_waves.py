@@ -1,8 +1,9 @@
 """Which partitions were searched together: so that a nightly run searches new images against the old, and keeps the old pairs.
 
-A wave holds the partitions that were new, or whose features had changed, when it began. Waves are never changed; a partition stands in
-a later wave again when its features change (an image was forgotten, or fetched at last). A pair holds while the features of both of its
-images are those that it was found with.
+A wave holds partitions that were new, or whose features had changed, when it began: all of them if cells are used, otherwise so many
+images at a time. It is compared with itself and with all that stood in waves before it. Waves are never changed; a partition stands in a
+later wave again when its features change (an image was forgotten, or fetched at last). A pair holds while neither of its images' partitions
+stands in a later wave than the one that found it.
 """
 
 import json
@@ -28,31 +29,43 @@ class Waves:
     waves: tuple[Mapping[str, str], ...] = ()
     """Partition -> digest of its embeddings, of each wave in order."""
 
-    def as_of(self, wave: int) -> dict[str, str]:
-        """Partition -> digest of the embeddings that the search of a wave saw."""
-        found: dict[str, str] = {}
-        for entries in self.waves[: wave + 1]:
-            found |= entries
-        return found
+    @property
+    def wave_of(self) -> dict[str, int]:
+        """The last wave that each partition stands in, of those that are not gone: its features as they are now were searched there."""
+        last = {name: (wave, output) for wave, entries in enumerate(self.waves) for name, output in entries.items()}
+        return {name: wave for name, (wave, output) in last.items() if output != GONE}
 
     @property
-    def latest(self) -> dict[str, str]:
-        return self.as_of(len(self.waves))
+    def marks(self) -> list[str]:
+        """Digests of what was known before the first wave, and after each."""
+        found = [digest(self.space)]
+        for entries in self.waves:
+            found.append(digest([found[-1], dict(entries)]))
+        return found
 
-    def last_wave_of(self, partition: str) -> int:
-        """The last wave that a partition stands in."""
-        return max(number for number, entries in enumerate(self.waves) if partition in entries)
+    def extended(self, embedded: Mapping[str, str], images: Mapping[str, int], wave_rows: float) -> "Waves":
+        """With waves more, of the partitions whose embeddings were not searched yet or are gone; itself if there are none.
 
-    def mark(self, wave: int) -> str:
-        """Digest of a wave and all before it."""
-        return digest([self.space, [dict(entries) for entries in self.waves[: wave + 1]]])
-
-    def extended(self, embedded: Mapping[str, str]) -> "Waves":
-        """With a wave more, of the partitions whose embeddings were not searched yet or are gone; itself if there are none."""
-        known = self.latest
+        Args:
+            images: of `count_images`.
+            wave_rows: images of a wave, at most; a larger partition is one alone.
+        """
+        known: dict[str, str] = {}
+        for entries in self.waves:
+            known |= entries
         now = dict.fromkeys(known, GONE) | dict(embedded)
-        fresh = {name: output for name, output in sorted(now.items()) if known.get(name) != output}
-        return Waves(space=self.space, waves=(*self.waves, fresh)) if fresh else self
+        waves: list[dict[str, str]] = []
+        rows = wave_rows
+        for name, output in sorted(now.items()):
+            if known.get(name) == output:
+                continue
+            size = images.get(output, 0)
+            if rows + size > wave_rows or not waves:
+                waves.append({})
+                rows = 0
+            waves[-1][name] = output
+            rows += size
+        return Waves(space=self.space, waves=(*self.waves, *waves)) if waves else self
 
 
 def read_waves(storage: Storage) -> Waves | None:
@@ -75,14 +88,14 @@ def count_images(storage: Storage, embedded: Mapping[str, str]) -> dict[str, int
     return counts
 
 
-def bring_waves_up_to_date(storage: Storage, space: str, embedded: Mapping[str, str], images: Mapping[str, int]) -> Waves:
-    """Reads the record, adds a wave if there is something new, and writes it back; an equal one is left alone.
+def bring_waves_up_to_date(storage: Storage, space: str, embedded: Mapping[str, str], images: Mapping[str, int], wave_rows: float) -> Waves:
+    """Reads the record, adds waves if there is something new, and writes it back; an equal one is left alone.
 
     Args:
-        images: of `count_images`.
+        images, wave_rows: as of `Waves.extended`.
     """
     known = read_waves(storage)
-    waves = (known if known is not None and known.space == space else Waves(space=space)).extended(embedded)
+    waves = (known if known is not None and known.space == space else Waves(space=space)).extended(embedded, images, wave_rows)
     if waves != known:
         content = {"space": waves.space, "waves": [dict(entries) for entries in waves.waves], "images": dict(images)}
         storage.write_text(WAVES, json.dumps(content, sort_keys=True, indent=1) + "\n")

@@ -4,30 +4,36 @@ Two images are near-duplicates if the cosine of their CLIP features is at least 
 at most `max_hamming` of 64 bits, as they are or one of them mirrored. CLIP alone takes two photos of one scene for each other, the
 hash alone takes plain pictures for each other.
 
-Verdicts depend on the two images alone, never on the batch, the device or the number of workers: features are float16, whose products
-are multiples of 2^-48, so a dot product of unit vectors is *exact* in float64 in whatever order it is summed. A float32 product only
-says which pairs are clear; those near the threshold are settled exactly.
+Hashes are compared first: 8 bytes an image instead of 1,024, and few pairs of distinct photos pass (3 of 100,000 of those measured in
+docs/benchmarks.md), so that features are looked at for few pairs.
+
+Verdicts depend on the two images alone, never on the batch or the number of workers: features are float16, whose products are multiples
+of 2^-48, so a dot product of unit vectors is *exact* in float64 in whatever order it is summed.
 
 A group is a star: its centre is better than all others, and each of them is a near-duplicate of the centre itself. Chains (a like b,
 b like c, c unlike a: the frames of a film) therefore end after one step, and no group grows without bound.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from winnow.configs import STRICT
 from winnow.errors import ConfigError
 
 Mode = Literal["keep_best", "down_weight", "mark", "off"]
 CHOICES: tuple[Mode, ...] = ("keep_best", "down_weight", "mark", "off")
-QUERY_BLOCK, BASE_BLOCK = 1024, 8192
-"""Rows of a matrix product: 32 MB of cosines."""
+QUERY_BLOCK, BASE_BLOCK = 1024, 4096
+"""Hashes that are compared each with each before features are looked at."""
+TILE_ROWS = 16
+"""... and at a time: with BASE_BLOCK others they stay in a core's cache."""
 EXACT_BLOCK = 4096
 """Pairs whose cosine is computed in float64 at a time."""
+DENSE = 16
+"""If one in so many of all pairs of some images is asked for, a matrix product is cheaper than pair by pair."""
 NEIGHBOURS = 32
 """Better near-duplicates that are kept of an image, the best ones: a picture found 100,000 times has five billion pairs."""
 PRUNE_ABOVE = 1_000_000
@@ -97,26 +103,36 @@ class Images:
     uids: np.ndarray
     """(n,) S32."""
     vectors: np.ndarray
-    """(n, dim) float16, about unit length."""
+    """(m, dim) float16, about unit length."""
     dhashes: np.ndarray
     """(n,) uint64."""
     pixels: np.ndarray
     """(n,) int64: width times height."""
     partitions: np.ndarray
     """(n,) int32: which of a list of partitions."""
+    places: np.ndarray | None = None
+    """(n,) int64: the row of `vectors` that each image has; as they come if None. So a choice of images copies no features."""
 
     def __len__(self) -> int:
         return len(self.uids)
 
     def take(self, rows: np.ndarray) -> "Images":
         return Images(
-            uids=self.uids[rows], vectors=self.vectors[rows], dhashes=self.dhashes[rows], pixels=self.pixels[rows],
-            partitions=self.partitions[rows],
+            uids=self.uids[rows], vectors=self.vectors, dhashes=self.dhashes[rows], pixels=self.pixels[rows],
+            partitions=self.partitions[rows], places=rows if self.places is None else self.places[rows],
         )  # fmt: skip
 
-    def best_first(self) -> "Images":
-        """The better of two near-duplicates has more pixels, then the smaller uid."""
-        return self.take(np.lexsort((self.uids, -self.pixels)))
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), dim) float16."""
+        found: np.ndarray = self.vectors[rows if self.places is None else self.places[rows]]
+        return found
+
+    def ranks(self, rows: np.ndarray) -> np.ndarray:
+        """(len(rows),) the smaller, the better: the better of two near-duplicates has more pixels, then the smaller uid."""
+        found, place_of = _distinct(rows)
+        rank = np.empty(len(found), np.int64)
+        rank[np.lexsort((self.uids[found], -self.pixels[found]))] = np.arange(len(found))
+        return rank[place_of]
 
 
 def mirrored_hash(dhashes: np.ndarray) -> np.ndarray:
@@ -149,65 +165,76 @@ def exact_cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
-def error_bound(dim: int) -> float:
-    """How far a float32 cosine of unit vectors of this dimension can be from the exact one, whatever the order of summation."""
-    return 2.0 * (dim + 8) * 2.0**-24  # (n + 3) u of the products and lengths, and room for the square root
+def cosines_of(one: Images, rows: np.ndarray, other: Images, columns: np.ndarray) -> np.ndarray:
+    """(n,) float64 cosines of pairs of images, exact as `exact_cosines`."""
+    (ours, row), (theirs, column) = _distinct(rows), _distinct(columns)
+    if len(rows) * DENSE >= len(ours) * len(theirs):
+        x, y = one.features(ours).astype(np.float64), other.features(theirs).astype(np.float64)
+        lengths = np.einsum("nd,nd->n", x, x)[row] * np.einsum("nd,nd->n", y, y)[column]
+        dense: np.ndarray = (x @ y.T)[row, column] / np.sqrt(np.maximum(lengths, 1e-24))
+        return dense
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), EXACT_BLOCK):
+        part = slice(start, start + EXACT_BLOCK)
+        found[part] = exact_cosines(one.features(rows[part]), other.features(columns[part]))
+    return found
 
 
-def near_rows(
-    query: Images, base: Images, limits: Limits, *, same: bool = False, device: str = "cpu"
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def alike(one: np.ndarray, other: np.ndarray, max_hamming: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `one` and of `other`, (n,) and (m,) difference hashes, that differ in at most so many bits, as they are or mirrored."""
+    turned = mirrored_hash(one)
+    differing = np.empty((TILE_ROWS, len(other)), np.uint64)
+    bits, mirrored = (np.empty(differing.shape, np.uint8) for _ in range(2))
+    found = []
+    for start in range(0, len(one), TILE_ROWS):
+        size = min(TILE_ROWS, len(one) - start)
+        for hashes, counts in ((one, bits), (turned, mirrored)):
+            np.bitwise_xor(hashes[start : start + size, None], other, out=differing[:size])
+            np.bitwise_count(differing[:size], out=counts[:size])
+        np.minimum(bits, mirrored, out=bits)
+        found.append(np.flatnonzero(bits[:size] <= max_hamming) + start * len(other))
+    return np.divmod(np.concatenate([np.empty(0, np.int64), *found]), max(1, len(other)))
+
+
+def near_rows(query: Images, base: Images, limits: Limits, *, same: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of `query` and of `base` that are near-duplicates, a block of pairs at a time.
 
     Args:
         same: both are the same rows; each pair comes once, and none of a row with itself.
+
+    Raises:
+        ConfigError: features of the two have different dimensions.
     """
     if not len(query) or not len(base):
         return
     if query.vectors.shape[1] != base.vectors.shape[1]:
         raise ConfigError(f"features have {query.vectors.shape[1]} and {base.vectors.shape[1]} dimensions: they are of different models")
-    margin = error_bound(query.vectors.shape[1])
     for j in range(0, len(base), BASE_BLOCK):
-        there = _unit(base.vectors[j : j + BASE_BLOCK], device)
         for i in range(0, min(len(query), j + BASE_BLOCK) if same else len(query), QUERY_BLOCK):
-            cosines = _unit(query.vectors[i : i + QUERY_BLOCK], device) @ there.T
-            close = (cosines >= limits.min_cosine - margin).nonzero()
-            clear = (cosines[close[:, 0], close[:, 1]] >= limits.min_cosine + margin).cpu().numpy()
-            rows, columns = close[:, 0].cpu().numpy() + i, close[:, 1].cpu().numpy() + j
-            wanted = hash_distance(query.dhashes[rows], base.dhashes[columns])[0] <= limits.max_hamming
+            rows, columns = alike(query.dhashes[i : i + QUERY_BLOCK], base.dhashes[j : j + BASE_BLOCK], limits.max_hamming)
+            rows, columns = rows + i, columns + j
             if same:
-                wanted &= rows < columns
-            unsure = np.flatnonzero(wanted & ~clear)
-            wanted[unsure] = exact_cosines(query.vectors[rows[unsure]], base.vectors[columns[unsure]]) >= limits.min_cosine
+                wanted = rows < columns
+                rows, columns = rows[wanted], columns[wanted]
+            wanted = cosines_of(query, rows, base, columns) >= limits.min_cosine
             if wanted.any():
                 yield rows[wanted], columns[wanted]
 
 
-def near_pairs(query: Images, bases: Iterator[Images], limits: Limits, *, within: bool = True, device: str = "cpu") -> np.ndarray:
+def near_pairs(query: Images, bases: Iterable[Images], limits: Limits, *, within: bool = True) -> np.ndarray:
     """All pairs of `query` with itself and with `bases`, as PAIR, sorted; of each image the NEIGHBOURS best better ones.
 
     Args:
         within: compare `query` with itself, too.
     """
     found, held = [np.empty(0, PAIR)], 0
-
-    query = query.best_first()
-
-    def add(base: Images, *, same: bool) -> None:
-        nonlocal found, held
-        base = query if same else base.best_first()
-        for rows, columns in near_rows(query, base, limits, same=same, device=device):
-            pairs = _ranked(query, base, *_best_of_block(query, base, rows, columns))
-            found.append(pairs)
-            held += len(pairs)
+    for base in itertools.chain([query] if within else [], bases):
+        for rows, columns in near_rows(query, base, limits, same=base is query):
+            found.append(_ranked(query, base, *_best_of_block(query, base, rows, columns)))
+            held += len(found[-1])
             if held > PRUNE_ABOVE:
                 found = [best_neighbours(np.concatenate(found))]
                 held = len(found[0])
-
-    if within:
-        add(query, same=True)
-    for base in bases:
-        add(base, same=False)
     return best_neighbours(np.concatenate(found))
 
 
@@ -218,14 +245,23 @@ def _is_better(query: Images, base: Images, rows: np.ndarray, columns: np.ndarra
 
 
 def _best_of_block(query: Images, base: Images, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image of a block the NEIGHBOURS best better ones, before anything costly is done with a pair. Both sides: best first."""
+    """Of each image of a block the NEIGHBOURS best better ones, before anything costly is done with a pair."""
     ours = _is_better(query, base, rows, columns)
-    theirs = np.flatnonzero(~ours)
-    theirs = theirs[np.lexsort((columns[theirs], rows[theirs]))]
-    mine = np.flatnonzero(ours)
-    mine = mine[np.lexsort((rows[mine], columns[mine]))]
+    theirs, mine = np.flatnonzero(~ours), np.flatnonzero(ours)
+    theirs = theirs[np.lexsort((base.ranks(columns[theirs]), rows[theirs]))]
+    mine = mine[np.lexsort((query.ranks(rows[mine]), columns[mine]))]
     chosen = np.concatenate([theirs[_places(rows[theirs]) < NEIGHBOURS], mine[_places(columns[mine]) < NEIGHBOURS]])
     return rows[chosen], columns[chosen]
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct rows, and the place of each among them: as `np.unique`, without sorting; rows of one block lie close together."""
+    if not len(rows):
+        return rows, rows
+    low = rows.min()
+    there = np.zeros(rows.max() - low + 1, dtype=bool)
+    there[rows - low] = True
+    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[rows - low]
 
 
 def _places(keys: np.ndarray) -> np.ndarray:
@@ -245,7 +281,7 @@ def _ranked(query: Images, base: Images, rows: np.ndarray, columns: np.ndarray) 
         pairs[f"{side}_partition"] = np.where(mine, query.partitions[rows], base.partitions[columns])
         pairs[f"{side}_pixels"] = np.where(mine, query.pixels[rows], base.pixels[columns])
     pairs["hamming"], pairs["mirrored"] = hash_distance(query.dhashes[rows], base.dhashes[columns])
-    pairs["cosine"] = exact_cosines(query.vectors[rows], base.vectors[columns])
+    pairs["cosine"] = cosines_of(query, rows, base, columns)
     return pairs[pairs["worse"] != pairs["better"]]
 
 
@@ -287,8 +323,3 @@ def stars(worse: np.ndarray, better: np.ndarray, count: int) -> np.ndarray:
     centre[~is_centre] = count
     np.minimum.at(centre, worse[to_centre], better[to_centre])
     return centre
-
-
-def _unit(vectors: np.ndarray, device: str) -> torch.Tensor:
-    rows = torch.from_numpy(np.ascontiguousarray(vectors)).to(device).float()
-    return torch.nn.functional.normalize(rows, dim=1)

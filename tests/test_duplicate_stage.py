@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filters import duplicate_search, duplicate_stage
 from filters.catalog import FILTERS
 from filters.duplicate_search import read_images
 from filters.duplicate_stage import CELLS as CELL_FILES
+from filters.duplicate_stage import CENTROIDS as CENTROID_FILES
 from filters.duplicate_stage import PAIRS, find_contamination, find_duplicates, settle_duplicates
 from filters.duplicates import DuplicateConfig, near_pairs
 from filters.fitting import FitConfig, labelled_table
@@ -18,6 +20,7 @@ from filters.search import Features, join_features, read_features
 from tests.duplicate_world import add_images, copy_of, part_name, planted_world, write_rows
 from tests.filter_world import withdraw
 from winnow import cell_files
+from winnow.amending import Amender
 from winnow.cell_files import without
 from winnow.duplicates import (
     CENTROIDS,
@@ -29,10 +32,10 @@ from winnow.duplicates import (
     copy_reasons,
     duplicates_file,
     groups_file,
-    pairs_file,
     reference_file,
 )
-from winnow.errors import ConfigError
+from winnow.errors import ConfigError, ShardError
+from winnow.forget import _table_edits
 from winnow.forget_edits import rows_edits
 from winnow.partitions import run_step
 from winnow.receipts import list_done
@@ -107,6 +110,34 @@ def test_the_groups_are_the_same_bytes_whatever_came_when(tmp_path, config):
     assert groups == {path: mark for path, mark in outputs(in_steps).items() if path.startswith("duplicates/groups/")}
 
 
+def test_exact_search_reads_many_small_partitions_as_one_and_finds_the_same_in_any_waves(tmp_path, monkeypatch):
+    monkeypatch.setattr(duplicate_search, "BATCH_ROWS", 70)
+    found = []
+    for rows, waves in ((60, [1, 1, 1, 1, 1]), (150, [2, 2, 1]), (1_000, [5])):
+        monkeypatch.setattr(duplicate_stage, "WAVE_ROWS", rows)
+        world = planted_world(tmp_path / str(rows), partitions=5)
+        assert ran(find(world), PAIRS) == len(waves)
+        assert [len(wave) for wave in json.loads(world.storage.read_bytes(WAVES))["waves"]] == waves
+        found.append({path: mark for path, mark in outputs(world).items() if path.startswith("duplicates/groups/")})
+    assert found[0] == found[1] == found[2] and found_groups(world) == world.groups()
+
+
+def test_a_partition_is_read_once_for_all_that_stand_in_one_wave(tmp_path, monkeypatch):
+    reads = []
+
+    def counted(storage, partition, number):
+        reads.append(partition)
+        return read_images(storage, partition, number)
+
+    monkeypatch.setattr(duplicate_search, "read_images", counted)
+    world = planted_world(tmp_path, partitions=8, rows=5, pictures=10)
+    find(world)
+    assert sorted(reads) == world.partitions
+    add_images(world, part_name(8), [1, 2])
+    find(world)
+    assert sorted(reads[8:]) == world.partitions
+
+
 def test_running_again_does_nothing(world):
     find(world)
     before = outputs(world)
@@ -122,7 +153,7 @@ def test_a_new_partition_is_searched_against_the_old_ones_whose_pairs_are_kept(t
     add_images(world, part_name(5), range(0, 120, 3))
     after = find(world, config)
     works = len(list_done(world.storage, PAIRS))
-    assert ran(after, PAIRS) == works - ran(first, PAIRS) == (1 if config is EXACT else ran(first, PAIRS))
+    assert ran(after, PAIRS) == works - ran(first, PAIRS) == ran(first, PAIRS)
     assert old.items() <= outputs(world).items()
     assert found_groups(world) == world.groups()
 
@@ -260,7 +291,7 @@ def test_other_modes_keep_every_image(world, mode):
 def test_another_mode_searches_nothing_again(world):
     find(world)
     assert ran(find(world, DuplicateConfig(mode="down_weight")), PAIRS) == 0
-    assert ran(find(world, DuplicateConfig(min_cosine=0.9)), PAIRS) == len(world.partitions)
+    assert ran(find(world, DuplicateConfig(min_cosine=0.9)), PAIRS) == 1
 
 
 def test_only_partitions_whose_groups_changed_are_decided_again(world):
@@ -308,8 +339,8 @@ def test_without_references_nothing_of_them_is_left(world):
 
 def test_files_of_pairs_name_both_images_and_where_they_are(world):
     find(world)
-    for name in world.partitions:
-        for row in read_table(world.storage, pairs_file(name)).to_pylist():
+    for path in world.storage.walk("duplicates/pairs"):
+        for row in read_table(world.storage, path).to_pylist():
             for side in ("worse", "better"):
                 assert row[side] in read_features(world.storage, embeddings(row[f"{side}_partition"])).uids
             assert row["cosine"] >= EXACT.min_cosine and row["hamming"] <= EXACT.max_hamming
@@ -356,17 +387,36 @@ def test_what_is_forgotten_leaves_the_files_of_the_search_too_and_their_blocks_s
     gone = set(sorted(world.truth)[::7])
     for name in world.partitions:
         path = cells_file(name)
-        content = without(world.storage, path, gone)
-        world.storage.write_bytes("cut.npy", content)
-        blocks = len(np.load(io.BytesIO(content), allow_pickle=False)) - 1
-        for block in range(blocks):
-            before, after = (cell_files.read_block(world.storage, file, block) for file in (path, "cut.npy"))
-            assert after.tobytes() == before[[uid.decode() not in gone for uid in before["uid"]]].tobytes()
-        assert without(world.storage, "cut.npy", gone) is None
+        world.storage.write_bytes("cut.cells", without(world.storage, path, gone))
+        before, after = (cell_files.read_ranges(world.storage, file) for file in (path, "cut.cells"))
+        for number, (whole, left) in enumerate(zip(before, after, strict=True)):
+            stays = [uid.decode() not in gone for uid in whole[0]["uid"]]
+            ((rows, vectors),) = cell_files.read_ranges(world.storage, "cut.cells", number, number)
+            assert rows.tobytes() == left[0].tobytes() == whole[0][stays].tobytes()
+            assert vectors.tobytes() == left[1].tobytes() == whole[1][stays].tobytes()
+        assert without(world.storage, "cut.cells", gone) is None
     path = next(path for path in world.storage.walk("duplicates/pairs"))
     left = pq.read_table(io.BytesIO(rows_edits(world.storage, path, gone).files[path]))
     assert not gone & {*left["worse"].to_pylist(), *left["better"].to_pylist()}
     assert 0 < left.num_rows < read_table(world.storage, path).num_rows
+
+
+def test_forgetting_reads_the_cells_of_images_and_leaves_the_centroids_alone(world):
+    find(world, CELLS)
+    gone = set(sorted(world.truth)[:5])
+    amender = Amender(world.storage, [CELL_FILES, CENTROID_FILES], {})
+    edited = {path for name in world.partitions for path in _table_edits(amender, CELL_FILES, name, gone).files}
+    holding = {name for name in world.partitions if gone & set(read_features(world.storage, embeddings(name)).uids)}
+    assert edited == {cells_file(name) for name in holding}
+    assert _table_edits(amender, CENTROID_FILES, "centroids", gone).files == {}
+
+
+def test_a_file_of_cells_that_was_cut_short_is_named(world):
+    find(world, CELLS)
+    path = cells_file(world.partitions[0])
+    world.storage.write_bytes(path, world.storage.read_bytes(path)[:-1])
+    with pytest.raises(ShardError, match=f"{path} is cut short. Remove it and its receipt"):
+        cell_files.read_ranges(world.storage, path)
 
 
 def test_scoring_waits_for_the_search(world):
@@ -394,14 +444,12 @@ def test_cells_find_exactly_the_pairs_whose_home_the_other_image_visits(tmp_path
         find(world, config, dict(list(digests.items())[:count]))
     homes, visited = {}, {}
     for name in world.partitions:
-        content = io.BytesIO(world.storage.read_bytes(cells_file(name)))
-        np.load(content, allow_pickle=False)
-        for row in np.load(content, allow_pickle=False):
+        for row in np.concatenate([rows for rows, _ in cell_files.read_ranges(world.storage, cells_file(name))]):
             visited.setdefault(row["uid"], set()).add(int(row["cell"]))
             if row["home"]:
                 homes[row["uid"]] = int(row["cell"])
     images = [read_images(world.storage, name, number) for number, name in enumerate(world.partitions)]
-    every = np.concatenate([near_pairs(image, iter(images[:number]), config.limits) for number, image in enumerate(images)])
+    every = np.concatenate([near_pairs(image, images[:number], config.limits) for number, image in enumerate(images)])
     due = {
         (p["worse"], p["better"]) for p in every if homes[p["worse"]] in visited[p["better"]] or homes[p["better"]] in visited[p["worse"]]
     }

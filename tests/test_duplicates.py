@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,8 +12,9 @@ from filters.duplicates import (
     DuplicateConfig,
     Images,
     Limits,
+    alike,
     best_neighbours,
-    error_bound,
+    cosines_of,
     exact_cosines,
     hash_distance,
     mirrored_hash,
@@ -80,16 +80,36 @@ def test_cosines_are_the_same_bits_in_any_order_of_summation(dim, seed):
     assert exact_cosines(one, other).tobytes() == exact_cosines(other, one).tobytes()
 
 
-@pytest.mark.parametrize("dim", [32, 512])
-def test_a_float32_product_is_within_its_bound(dim):
-    rng = np.random.default_rng(dim)
-    one, other = (unit(rng.normal(size=(120, dim))).astype(np.float16) for _ in range(2))
-    found = (
-        torch.nn.functional.normalize(torch.from_numpy(one).float(), dim=1)
-        @ torch.nn.functional.normalize(torch.from_numpy(other).float(), dim=1).T
-    )
-    exact = np.array([exact_cosines(one, np.tile(row, (len(one), 1))) for row in other]).T
-    assert np.abs(found.numpy() - exact).max() < error_bound(dim)
+@given(st.integers(1, 600), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_many_cosines_at_a_time_are_the_bits_of_each_alone(dim, seed):
+    rng = np.random.default_rng(seed)
+    one, other = (images(unit(rng.normal(size=(count, dim)))) for count in (7, 9))
+    rows, columns = (side.ravel() for side in np.meshgrid(np.arange(7), np.arange(9)))
+    each = exact_cosines(one.vectors[rows], other.vectors[columns])
+    assert cosines_of(one, rows, other, columns).tobytes() == each.tobytes()  # all pairs: a matrix product
+    shuffled = one.take(rng.permutation(7))
+    assert cosines_of(shuffled, rows, other, columns).tobytes() == exact_cosines(shuffled.features(rows), other.vectors[columns]).tobytes()
+
+
+@given(st.integers(0, 80), st.integers(0, 40), st.integers(0, 31), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_hashes_that_are_alike_are_those_whose_bits_are_counted_one_by_one(num_ours, num_theirs, limit, seed):
+    rng = np.random.default_rng(seed)
+    ours, theirs = (rng.integers(0, 2**64, count, dtype=np.uint64) for count in (num_ours, num_theirs))
+    ours[: num_ours // 2] &= np.uint64(0xFFFF)  # plain pictures: few bits
+    found = zip(*(side.tolist() for side in alike(ours, theirs, limit)), strict=True)
+    due = [(i, j) for i in range(num_ours) for j in range(num_theirs) if hash_distance(ours[i : i + 1], theirs[j : j + 1])[0][0] <= limit]
+    assert list(found) == due
+
+
+def test_a_few_pairs_of_many_images_are_measured_one_by_one_with_the_same_bits(monkeypatch):
+    monkeypatch.setattr(duplicates, "DENSE", 1)
+    monkeypatch.setattr(duplicates, "EXACT_BLOCK", 3)
+    rng = np.random.default_rng(6)
+    one, other = (images(unit(rng.normal(size=(40, 24)))) for _ in range(2))
+    rows, columns = np.arange(40), rng.permutation(40)
+    assert cosines_of(one, rows, other, columns).tobytes() == exact_cosines(one.vectors, other.vectors[columns]).tobytes()
 
 
 def brute(query, base, limits, same):
@@ -97,7 +117,7 @@ def brute(query, base, limits, same):
     found = set()
     for i in range(len(query)):
         for j in range(i + 1 if same else 0, len(base)):
-            cosine = exact_cosines(query.vectors[i : i + 1], base.vectors[j : j + 1])[0]
+            cosine = exact_cosines(query.features(np.array([i])), base.features(np.array([j])))[0]
             straight = int(query.dhashes[i] ^ base.dhashes[j]).bit_count()
             turned = int(mirrored_hash(query.dhashes[i : i + 1])[0] ^ base.dhashes[j]).bit_count()
             if cosine >= limits.min_cosine and min(straight, turned) <= limits.max_hamming:
@@ -109,6 +129,7 @@ def brute(query, base, limits, same):
 def test_blocks_find_the_pairs_that_comparing_one_by_one_does(monkeypatch, same):
     monkeypatch.setattr(duplicates, "QUERY_BLOCK", 7)
     monkeypatch.setattr(duplicates, "BASE_BLOCK", 11)
+    monkeypatch.setattr(duplicates, "TILE_ROWS", 3)
     rng = np.random.default_rng(3)
     centres, hashes = rng.normal(size=(6, 16)), rng.integers(0, 2**64, size=6, dtype=np.uint64)
     kind = rng.integers(0, 6, size=60)

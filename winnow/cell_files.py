@@ -1,58 +1,59 @@
-"""Features of a partition sorted by cell of a large search: `duplicates/cells/<partition>.npy`.
+"""Features of a partition sorted by cell of a large search: `duplicates/cells/<partition>.cells`.
 
-Two arrays one after the other in NumPy's own format: where each range of cells begins, then the rows. So a range of cells is one short
-read of each file, and an auditor needs nothing but NumPy to look inside.
+Little-endian: the dimension of features, the number of ranges of cells, the first row of each range and how many rows there are, as int64;
+then for each range its rows (`ROW`), then their features (float16). So a range is one short read of each file, and an auditor needs
+nothing but `np.fromfile` to look inside.
 """
 
 import io
-from collections.abc import Collection
-from typing import Any, BinaryIO
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from winnow.errors import ShardError
 from winnow.storage import Storage
 
+ROW = np.dtype([("uid", "S32"), ("dhash", "<u8"), ("pixels", "<i8"), ("cell", "<i4"), ("home", "?")])
+"""An image in one of its cells. `home`: it is the nearest one."""
+NUMBER, FEATURE = np.dtype("<i8"), np.dtype("<f2")
+Range = tuple[np.ndarray, np.ndarray]
+"""(n,) ROW sorted by cell, and their features, (n, dim) float16."""
 
-def record(dim: int) -> np.dtype[Any]:
-    """A row: an image in one of its cells. `home`: it is the nearest one."""
-    return np.dtype([("uid", "S32"), ("dhash", "u8"), ("pixels", "i8"), ("cell", "i4"), ("home", "?"), ("vector", "f2", (dim,))])
+
+def to_bytes(ranges: Sequence[Range]) -> bytes:
+    """The content of a file: every range of cells in order."""
+    dim = max(vectors.shape[1] for _, vectors in ranges)
+    starts = np.cumsum([0, *(len(rows) for rows, _ in ranges)])
+    parts = [side.tobytes() for rows, vectors in ranges for side in (rows.astype(ROW), vectors.astype(FEATURE))]
+    return b"".join([np.array([dim, len(ranges), *starts], NUMBER).tobytes(), *parts])
 
 
-def to_bytes(starts: np.ndarray, records: np.ndarray) -> bytes:
-    """The content of a file.
+def read_ranges(storage: Storage, path: str, first: int = 0, last: int | None = None) -> list[Range]:
+    """Some ranges of cells, all if none are named; nothing else of the file is read but where they begin.
 
-    Args:
-        starts: (blocks + 1,) int64: the first row of each range of cells, and how many rows there are.
-        records: sorted by cell.
+    Raises:
+        ShardError: the file ends too early.
     """
-    sink = io.BytesIO()
-    np.save(sink, starts, allow_pickle=False)
-    np.save(sink, records, allow_pickle=False)
-    return sink.getvalue()
 
+    def array(kind: np.dtype, *shape: int) -> np.ndarray:
+        data = stream.read(int(np.prod(shape)) * kind.itemsize)
+        if len(data) < int(np.prod(shape)) * kind.itemsize:
+            raise ShardError(f"{storage.url}/{path} is cut short. Remove it and its receipt, and run again.")
+        return np.frombuffer(data, kind).reshape(shape)
 
-def read_block(storage: Storage, path: str, block: int) -> np.ndarray:
-    """Rows of one range of cells; nothing else of the file is read but where it begins."""
     with storage.open(path) as stream:
-        starts = np.load(stream, allow_pickle=False)
-        return _rows(stream, int(starts[block]), int(starts[block + 1]))
+        dim, count = (int(number) for number in array(NUMBER, 2))
+        starts = [int(number) for number in array(NUMBER, count + 1)]
+        stream.seek(starts[first] * (ROW.itemsize + dim * FEATURE.itemsize), io.SEEK_CUR)
+        sizes = np.diff(starts)[first : count if last is None else last + 1]
+        return [(array(ROW, int(size)), array(FEATURE, int(size), dim)) for size in sizes]
 
 
 def without(storage: Storage, path: str, gone: Collection[str]) -> bytes | None:
     """The content without some images; None if it has none of them."""
-    with storage.open(path) as stream:
-        starts = np.load(stream, allow_pickle=False)
-        records = _rows(stream, 0, int(starts[-1]))
-    stays = ~np.isin(records["uid"], np.array(sorted(gone), dtype="S32"))
-    if stays.all():
+    ranges = read_ranges(storage, path)
+    names = np.array(sorted(gone), dtype="S32")
+    stays = [~np.isin(rows["uid"], names) for rows, _ in ranges]
+    if all(own.all() for own in stays):
         return None
-    return to_bytes(np.append(0, np.cumsum(stays))[starts].astype(np.int64), records[stays])
-
-
-def _rows(stream: BinaryIO, start: int, stop: int) -> np.ndarray:
-    """Rows of the array that begins where the stream stands."""
-    version = np.lib.format.read_magic(stream)
-    assert version == (1, 0), "short headers"
-    _, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    stream.seek(start * dtype.itemsize, io.SEEK_CUR)
-    return np.frombuffer(stream.read((stop - start) * dtype.itemsize), dtype)
+    return to_bytes([(rows[own], vectors[own]) for (rows, vectors), own in zip(ranges, stays, strict=True)])

@@ -1,7 +1,7 @@
 """Near-duplicates and contamination as they stand in a workspace: where the files are, and what the decision log takes from them.
 
 duplicates/waves.json               which partitions were searched together, in order: nothing is searched twice
-duplicates/cells/centroids.npy      cells of a large search, trained once; cells/<partition>.npy: features sorted by cell
+duplicates/cells/centroids.npy      cells of a large search, trained once; cells/<partition>.cells: features sorted by cell
 duplicates/pairs/<work>.parquet     pairs of near-duplicates
 duplicates/groups/<partition>.parquet   members of groups of two and more: what is known before any filter has spoken
 duplicates/judged/<partition>.parquet   which members the filters keep
@@ -25,6 +25,7 @@ CONTAMINATED = "contaminated"
 """Reason in the decision log, followed by ":" and the name of the evaluation set."""
 WAVES = "duplicates/waves.json"
 CENTROIDS = "duplicates/cells/centroids.npy"
+CELLS_ENDING = ".cells"
 
 GROUPS = pa.schema(
     [
@@ -56,7 +57,7 @@ def pairs_file(work: str) -> str:
 
 
 def cells_file(partition: str) -> str:
-    return f"duplicates/cells/{partition}.npy"
+    return f"duplicates/cells/{partition}{CELLS_ENDING}"
 
 
 def groups_file(partition: str) -> str:

@@ -17,6 +17,7 @@ from winnow import resharding, shards
 from winnow.amending import ALL, Amender, Edits
 from winnow.cell_files import without
 from winnow.digests import digest
+from winnow.duplicates import CELLS_ENDING
 from winnow.errors import ConfigError
 from winnow.forget_edits import Gone, decision_edits, download_edits, feature_edits, manifest_edits, rows_edits
 from winnow.forget_lineage import filters_holding, models_trained_on
@@ -222,7 +223,7 @@ def _table_edits(amender: Amender, stage: str, name: str, uids: Collection[str])
     for path in [] if receipt is None else receipt.outputs:
         if path.endswith(".parquet"):
             files |= rows_edits(amender.storage, path, uids).files
-        elif path.startswith("duplicates/cells/") and amender.storage.exists(path) and (left := without(amender.storage, path, uids)):
+        elif path.endswith(CELLS_ENDING) and amender.storage.exists(path) and (left := without(amender.storage, path, uids)):
             files[path] = left
     return Edits(files=files)
 
