@@ -182,7 +182,7 @@ def clip_retrieval_inference(installed: Path, folder: Path, clip: Clip) -> Calla
             worker(
                 [0], str(folder / "raw" / "00000.tar"), str(folder / "features"), 1,
                 input_format="webdataset", batch_size=clip.batch_crops, num_prepro_workers=0, enable_text=False,
-                clip_model=f"open_clip:{MODEL}/{folder / 'clip.safetensors'}", use_jit=False,
+                clip_model=f"open_clip:{MODEL}-quickgelu/{folder / 'clip.safetensors'}", use_jit=False,
             )  # fmt: skip
 
     return inference
