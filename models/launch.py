@@ -188,11 +188,13 @@ def _work(options: dict[str, Any]) -> None:
     import torch
 
     options = dict(options)
-    check_node(options.pop("owner"), Storage(options["out_dir"]))
+    owner, out = options.pop("owner"), Storage(options["out_dir"])
+    check_node(owner, out)
     torch.set_num_threads(1)  # a worker has one CPU
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    train(**options, rank=context.get_world_rank(), world=context.get_world_size(), device=device)
+    with owner.guarding(out):
+        train(**options, rank=context.get_world_rank(), world=context.get_world_size(), device=device)
 
 
 class _Follower:

@@ -302,6 +302,7 @@ class Trainer:
         }
 
     def _save(self) -> None:
+        self.folder.ensure_held()
         optimizer = self.optimizer.state_dict()["state"]
         moments = {f"{name}/{key}": value for i, name in enumerate(self.names) for key, value in optimizer[i].items()}
         moments |= {f"{TIMESTEPS}/{key}": value for key, value in self.timesteps.state().items()}

@@ -50,8 +50,13 @@ class TrainingFolder:
         """For messages."""
         return str(self.path) if self._store is None else self._store.url
 
+    def ensure_held(self) -> None:
+        """Raises WorkspaceLost if this process works for a run that is gone, or does not hold the workspace any more."""
+        (self._store or Storage(str(self.path))).ensure_held()
+
     def begin(self) -> None:
         """Removes what killed trainings left half written or half removed."""
+        self.ensure_held()
         self.path.mkdir(parents=True, exist_ok=True)
         clear_unfinished(self.path)
         if self._store is not None:

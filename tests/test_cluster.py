@@ -15,8 +15,9 @@ import pytest
 from benchmarks.local_cluster import LocalCluster
 from winnow import nodes, partitions
 from winnow.errors import ConfigError
-from winnow.nodes import Owner, check_node, code_digest, owner_of, this_host
+from winnow.nodes import Owner, check_node, code_digest, owner_of
 from winnow.partitions import EVERY_CPU, run_step
+from winnow.processes import Process
 from winnow.receipts import list_done
 from winnow.storage import Storage
 
@@ -119,7 +120,8 @@ def test_the_run_itself_may_work_for_itself(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     with owner_of(storage, compare=True) as owner:
         assert owner.mark is not None and storage.exists(owner.mark)
-        assert owner.refusal(storage) is None and not owner.is_gone()
+        assert owner.refusal(storage) is None
+        owner.ensure_at_work()
         check_node(owner, storage)
     assert not storage.exists(owner.mark)
 
@@ -133,7 +135,7 @@ def test_a_worker_whose_workspace_has_no_mark_refuses(tmp_path: Path) -> None:
 
 
 def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
-    owner = Owner(host=this_host(), pid=os.getpid(), code="0" * 64)
+    owner = Owner(process=Process.this(), code="0" * 64)
     with pytest.raises(ConfigError, match=rf"other code of Winnow than the run \({code_digest()[:12]}, the run has 000000000000\)"):
         check_node(owner, Storage(str(tmp_path)))
 
@@ -148,11 +150,3 @@ def test_the_digest_of_the_code_follows_every_file_that_runs_in_workers(tmp_path
         (tmp_path / name).write_text("x = 2\n")
         assert (code_digest.__wrapped__() != before) == counts
         before = code_digest.__wrapped__()
-
-
-def test_process_ids_of_another_container_of_the_same_name_say_nothing(tmp_path: Path) -> None:
-    host, _, namespace = this_host().partition(" ")
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    assert Owner(host=f"{host} {namespace}", pid=ended.pid).is_gone()
-    assert not Owner(host=f"{host} pid:[1]", pid=ended.pid).is_gone()

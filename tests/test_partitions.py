@@ -1,8 +1,10 @@
 """Running a step over partitions: what is done again, what is skipped, what a failure or a kill leaves."""
 
+import dataclasses
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 
 from winnow import partitions
-from winnow.errors import ShardError, StepFailed
-from winnow.nodes import Owner, this_host
+from winnow.errors import ShardError, StepFailed, WorkspaceLost
+from winnow.nodes import Owner
 from winnow.partitions import Outcome, StageRun, perform, run_step
-from winnow.receipts import Work, list_done, read_receipts
+from winnow.processes import Process
+from winnow.receipts import Work, list_done, read_receipts, write_receipt
 from winnow.storage import Storage
+from winnow.workspace import hold_on, locked
 
 
 @pytest.fixture
@@ -264,18 +268,54 @@ def test_on_ray_failures_are_named_and_the_others_are_done(storage: Storage, ray
     assert sorted(runs(storage)) == ["a", "d"]
 
 
-def test_a_worker_whose_run_has_ended_records_nothing(tmp_path: Path) -> None:
-    def step(storage: Storage, name: str) -> Outcome:
-        storage.write_text(f"out/{name}", "what is left when the server is gone")
-        return Outcome(outputs=(f"out/{name}",))
+def writes(storage: Storage, name: str) -> Outcome:
+    return Outcome.of(storage.write_text(f"out/{name}", "what a worker of the run before makes"))
 
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    storage, work = Storage(str(tmp_path)), Work(name="00000", inputs={})
-    gone, here = Owner(host=this_host(), pid=ended.pid), Owner(host=this_host(), pid=os.getpid())
-    with pytest.raises(StepFailed, match="the run that asked for it has ended; nothing was recorded"):
-        perform(step, storage, "some", 1, "f" * 16, work, [], gone)
-    assert list_done(storage, "some") == []
-    perform(step, storage, "some", 1, "f" * 16, work, [], here)
+
+def ended_process() -> Process:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return dataclasses.replace(Process.this(), pid=child.pid)
+
+
+def test_a_worker_whose_run_has_ended_writes_and_records_nothing(tmp_path: Path) -> None:
+    storage, work = Storage(str(tmp_path / "run")), Work(name="00000", inputs={})
+    gone, here = Owner(process=ended_process()), Owner(process=Process.this())
+    with pytest.raises(WorkspaceLost, match="the run that asked for this has ended; nothing was recorded"):
+        perform(writes, storage, "some", 1, "f" * 16, work, [], gone)
+    assert storage.walk() == []
+    perform(writes, storage, "some", 1, "f" * 16, work, [], here)
     assert [done.partition for done in list_done(storage, "some")] == ["00000"]
-    assert not Owner(host="another-machine", pid=ended.pid).is_gone()
+    Owner(process=dataclasses.replace(gone.process, machine="another")).ensure_at_work()  # which cannot be seen from here
+
+
+def test_a_worker_of_a_killed_run_leaves_alone_what_the_next_run_with_other_settings_makes(storage: Storage) -> None:
+    # A worker on another node does not see that its run was killed; the second run takes the workspace while it is at work.
+    elsewhere = dataclasses.replace(ended_process(), machine="another")
+    work = Work(name="00000", inputs={})
+
+    def slow(storage: Storage, name: str) -> Outcome:
+        with locked(storage):  # the next run: it does the same partition otherwise, and ends
+            Path(storage.full("out")).mkdir()
+            Path(storage.full(f"out/{name}")).write_text("by other settings")
+        return writes(storage, name)
+
+    Path(storage.full("")).mkdir()
+    with locked(storage):
+        hold = hold_on(storage)
+        assert hold is not None and hold_on(Storage(f"{storage.url}/checkpoints/base")) is hold
+        before = Owner(process=elsewhere, hold=pickle.loads(pickle.dumps(hold)))
+    hold.ensure()  # nobody has taken it since
+    with pytest.raises(WorkspaceLost, match=r"does not hold .* any more: nothing more is written"):
+        perform(slow, storage, "some", 1, "f" * 16, work, [], before)
+    assert (storage.read_text("out/00000"), list_done(storage, "some")) == ("by other settings", [])
+
+
+def test_a_partition_with_two_receipts_is_done_again(storage: Storage) -> None:
+    # A late worker's put may still arrive: then two receipts stand, and the files are only one's.
+    run(storage, works("a", "b"))
+    (first, _) = read_receipts(storage, "note")
+    write_receipt(storage, dataclasses.replace(first, fingerprint="e" * 16))
+    assert len(list_done(storage, "note")) == 3
+    assert run(storage, works("a", "b")).ran == 1
+    assert [done.partition for done in list_done(storage, "note")] == ["a", "b"]

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from tests.s3_server import FaultyStore, S3Server, fresh_url, surroundings
-from winnow import store_lock
+from winnow import processes, store_lock
 from winnow.errors import ConfigError, StorageError, WorkspaceBusy, WorkspaceLost
 from winnow.partitions import Outcome, run_step
+from winnow.processes import Process
 from winnow.receipts import Work, list_done
 from winnow.storage import Storage, fence
-from winnow.store_lock import Process, StoreLock
+from winnow.store_lock import StoreLock
 from winnow.workspace import LOCK, locked, open_workspace
 
 HOLDER = """
@@ -118,8 +119,8 @@ def test_a_second_run_is_told_who_holds_the_workspace_and_a_killed_one_frees_it_
 
 def test_a_stopped_holder_is_taken_over_and_writes_nothing_when_it_wakes(storage: Storage) -> None:
     code = (
-        "import sys\nfrom winnow import store_lock\nstore_lock.BEAT_SECONDS, store_lock.STALE_SECONDS = 0.05, 0.4\n"
-        "store_lock._machine = lambda: ''\n"  # as on another machine
+        "import sys\nfrom winnow import processes, store_lock\nstore_lock.BEAT_SECONDS, store_lock.STALE_SECONDS = 0.05, 0.4\n"
+        "processes._machine = lambda: ''\n"  # as on another machine
         "from winnow.errors import WorkspaceLost\nfrom winnow.storage import Storage\nfrom winnow.workspace import locked\n"
         "storage = Storage(sys.argv[1])\n"
         "with locked(storage):\n"
@@ -277,6 +278,6 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
     elsewhere = Process(host=this.host, pid=this.pid, machine="another", started="1")
     assert (elsewhere.runs_here(), elsewhere.has_ended()) == (False, False)
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        started = store_lock._started(child.pid)
+        started = processes._started(child.pid)
         child.wait()
     assert Process(host=this.host, pid=child.pid, machine=this.machine, started=started).has_ended()

@@ -8,15 +8,16 @@ before its first partition, since nodes may join later. Knows nothing of Ray.
 import contextlib
 import functools
 import hashlib
-import os
 import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from winnow.errors import ConfigError
-from winnow.storage import TEMPORARY, Storage
+from winnow.errors import ConfigError, WorkspaceLost
+from winnow.processes import Process
+from winnow.storage import TEMPORARY, Storage, fence
+from winnow.workspace import Hold, hold_on
 
 PACKAGES = ("filters", "models", "winnow")
 """What runs in workers. Steps are functions of these; tasks/ and flows/ run in the driver alone."""
@@ -26,24 +27,30 @@ PACKAGES = ("filters", "models", "winnow")
 class Owner:
     """The process that runs the stage and holds the workspace."""
 
-    host: str
-    """As `this_host` says: a process id means something there alone."""
-    pid: int
+    process: Process
     code: str | None = None
     """`code_digest` of the run; None: not compared."""
     mark: str | None = None
     """A file of the workspace that is there while the stage runs; None: not looked for."""
+    hold: Hold | None = None
+    """On the workspace; None: nobody has locked it."""
 
-    def is_gone(self) -> bool:
-        """Whether that process has ended. False on another machine: there Ray ends the workers of a lost driver."""
-        if self.host != this_host():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        stat = Path(f"/proc/{self.pid}/stat")
-        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    def ensure_at_work(self) -> None:
+        """Raises WorkspaceLost if that process has ended (which is seen on its own machine alone), or has lost the workspace."""
+        if self.process.has_ended():
+            raise WorkspaceLost("the run that asked for this has ended; nothing was recorded")
+        if self.hold is not None:
+            self.hold.ensure()
+
+    @contextlib.contextmanager
+    def guarding(self, storage: Storage) -> Iterator[None]:
+        """In a worker: for this while, each of its writes is preceded by `ensure_at_work`.
+
+        Workers live on for seconds when their run is killed, and longer where the network to them is broken. What they write then
+        would lie among the files of the next run, which may have other settings.
+        """
+        with fence(storage.url, self.ensure_at_work):
+            yield
 
     def refusal(self, storage: Storage) -> str | None:
         """Why this node must not work for the owner; None if it may."""
@@ -68,14 +75,15 @@ def owner_of(storage: Storage, *, compare: bool, folder: str = TEMPORARY) -> Ite
         compare: whether workers may be elsewhere, so that they have to look at their code and, if it is on a disk, their workspace.
         folder: of the workspace, for the mark that they look for.
     """
+    hold = hold_on(storage)
     if not compare:
-        yield Owner(host=this_host(), pid=os.getpid())
+        yield Owner(process=Process.this(), hold=hold)
         return
     mark = f"{folder}/run-{uuid.uuid4().hex}" if storage.is_local else None
     if mark is not None:
         storage.write_text(mark, "a stage runs; its workers look for this file\n")
     try:
-        yield Owner(host=this_host(), pid=os.getpid(), code=code_digest(), mark=mark)
+        yield Owner(process=Process.this(), code=code_digest(), mark=mark, hold=hold)
     finally:
         if mark is not None:
             storage.remove(mark)
@@ -91,12 +99,6 @@ def check_node(owner: Owner, storage: Storage) -> None:
     refusal = owner.refusal(storage)
     if refusal is not None:
         raise ConfigError(refusal)
-
-
-def this_host() -> str:
-    """Host name and process-id namespace: containers can share the one and not the other."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {os.readlink(namespace)}" if namespace.exists() else socket.gethostname()
 
 
 @functools.cache

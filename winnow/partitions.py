@@ -134,7 +134,8 @@ def run_step(
         held.setdefault(done.partition, []).append(done)
     if prune:
         _prune(storage, stage, [name for name in held if name not in wanted])
-    finished = {name: done for name, mark in marks.items() for done in held.get(name, []) if done.fingerprint == mark}
+    # Two receipts of one partition: two runs wrote it at the same time, and neither may speak for what is there now.
+    finished = {name: held[name][0] for name, mark in marks.items() if [done.fingerprint for done in held.get(name, [])] == [mark]}
     for name, further in (redo or {}).items():
         if finished.pop(name, None) is not None:
             before = functools.partial(forget, storage, stage, held.pop(name))
@@ -184,30 +185,29 @@ def perform(
     Raises:
         ConfigError: this node must not work for the owner (see `Owner.refusal`).
         DiskFull, NotEnoughMemory: the step met one.
-        StepFailed: the run that asked for it is gone. Its workers live on for seconds; what they find then (a server that
-            ended with the run, a workspace that another run took) must not count.
+        WorkspaceLost: the run that asked for it is gone, or has lost the workspace. Its workers live on for seconds; what they find
+            then (a server that ended with the run, a workspace that another run took) must not count.
     """
     began = time.monotonic()
     if owner is not None:
         check_node(owner, storage)
-    forget(storage, stage, stale)
-    with telling_full_disks(f"{stage} of {work.name}", storage.scratch_parent), _telling_memory(f"{stage} of {work.name}"):
-        outcome = step(storage, work.name, **work.arguments, **work.unhashed)
-    if owner is not None and owner.is_gone():
-        raise StepFailed(f"{stage} of {work.name}: the run that asked for it has ended; nothing was recorded")
-    receipt = Receipt(
-        stage=stage,
-        partition=work.name,
-        fingerprint=fingerprint,
-        version=version,
-        inputs=dict(work.inputs),
-        arguments=dict(work.arguments),
-        outputs={path: dict(outcome.known.get(path) or entry_of(storage, path)) for path in sorted(outcome.outputs)},
-        counts=dict(outcome.counts),
-        facts=dict(outcome.facts),
-        seconds=round(time.monotonic() - began, 3),
-    )
-    write_receipt(storage, receipt)
+    with owner.guarding(storage) if owner is not None else contextlib.nullcontext():
+        forget(storage, stage, stale)
+        with telling_full_disks(f"{stage} of {work.name}", storage.scratch_parent), _telling_memory(f"{stage} of {work.name}"):
+            outcome = step(storage, work.name, **work.arguments, **work.unhashed)
+        receipt = Receipt(
+            stage=stage,
+            partition=work.name,
+            fingerprint=fingerprint,
+            version=version,
+            inputs=dict(work.inputs),
+            arguments=dict(work.arguments),
+            outputs={path: dict(outcome.known.get(path) or entry_of(storage, path)) for path in sorted(outcome.outputs)},
+            counts=dict(outcome.counts),
+            facts=dict(outcome.facts),
+            seconds=round(time.monotonic() - began, 3),
+        )
+        write_receipt(storage, receipt)
     for folder in outcome.leftovers:
         shutil.rmtree(folder, ignore_errors=True)
     return receipt

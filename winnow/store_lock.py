@@ -12,18 +12,16 @@ lock before every write (winnow/storage.py, `fence`) and gives up well before an
 
 import json
 import logging
-import os
-import socket
 import sys
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from winnow.errors import StorageError, WorkspaceBusy, WorkspaceLost
 from winnow.object_store import ObjectStore
+from winnow.processes import Process
 
 logger = logging.getLogger(__name__)
 
@@ -34,30 +32,6 @@ GIVE_UP_SHARE = 2 / 3
 """Of STALE_SECONDS: a holder whose heartbeats do not arrive for this long stops, before anyone may take over."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Process:
-    """Which process holds a lock, so that another on the same machine can see whether it still runs."""
-
-    host: str
-    pid: int
-    machine: str
-    """Of the running kernel and the namespace that the pid counts in; empty where there is no /proc."""
-    started: str
-    """In ticks since boot: pids come round."""
-
-    @classmethod
-    def this(cls) -> "Process":
-        return cls(host=socket.gethostname(), pid=os.getpid(), machine=_machine(), started=_started(os.getpid()))
-
-    def runs_here(self) -> bool:
-        """Whether it certainly still runs, on this machine."""
-        return bool(self.machine) and self.machine == _machine() and _started(self.pid) == self.started
-
-    def has_ended(self) -> bool:
-        """Whether it certainly ran here and is gone; False whenever that cannot be known."""
-        return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
-
-
 @dataclass(kw_only=True)
 class StoreLock:
     """The lock at `path` of a store that honours conditions."""
@@ -66,7 +40,8 @@ class StoreLock:
     path: str
     beat_seconds: float = field(default_factory=lambda: BEAT_SECONDS)
     stale_seconds: float = field(default_factory=lambda: STALE_SECONDS)
-    _token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this holder: stands in the lock as long as it is its."""
     _etag: str | None = None
     _beats: int = 0
     _kept_at: float = 0.0
@@ -158,9 +133,8 @@ class StoreLock:
 
     def _content(self) -> bytes:
         """Never twice the same: a store may make the etag of the content alone."""
-        this = Process.this()
-        holder = {"host": this.host, "pid": this.pid, "machine": this.machine, "started": this.started}
-        return json.dumps({**holder, "token": self._token, "beat": self._beats, "command": " ".join(sys.argv)}).encode()
+        holder = asdict(Process.this())
+        return json.dumps({**holder, "token": self.token, "beat": self._beats, "command": " ".join(sys.argv)}).encode()
 
     def _look(self) -> tuple[str | None, dict[str, Any] | None]:
         """Etag and content of the lock as it is; no content if it is free, no etag either if it is absent."""
@@ -187,19 +161,3 @@ def _holder(content: dict[str, Any]) -> Process:
 
 def _told(content: dict[str, Any]) -> str:
     return json.dumps({key: content[key] for key in ("pid", "host", "command") if key in content})
-
-
-def _machine() -> str:
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """Empty if there is no such process; a zombie counts as none."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if state == "Z" else rest[18]

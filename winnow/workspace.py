@@ -7,10 +7,12 @@ import os
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TextIO
 
-from winnow.errors import ConfigError, WorkspaceBusy
+from winnow.errors import ConfigError, WorkspaceBusy, WorkspaceLost
 from winnow.storage import Storage, fence
 
 LOCK = ".lock"
@@ -85,6 +87,42 @@ def open_workspace(url: str) -> Storage:
     return storage
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hold:
+    """A run's lock on a workspace, as its workers see it from wherever they are."""
+
+    storage: Storage
+    token: str
+    """Stands in the lock until another run takes it, or this one lets go of it."""
+
+    def ensure(self) -> None:
+        """Raises WorkspaceLost if the lock says anything else."""
+        try:
+            content = json.loads(self.storage.read_bytes(LOCK))
+        except (FileNotFoundError, ValueError):  # half written: by the next holder
+            content = {}
+        if content.get("token") != self.token:
+            raise WorkspaceLost(f"the run that this worker works for does not hold {self.storage.url} any more: nothing more is written")
+
+
+_holds: dict[str, Hold] = {}
+"""Url of a workspace -> this process's hold on it."""
+
+
+def hold_on(storage: Storage) -> Hold | None:
+    """This process's hold on the workspace that a storage is, or is a folder of; None if it has none, or one that cannot be told."""
+    return next((hold for url, hold in _holds.items() if f"{storage.url}/".startswith(f"{url}/")), None)
+
+
+@contextlib.contextmanager
+def _holding(storage: Storage, token: str) -> Iterator[None]:
+    _holds[storage.url] = Hold(storage=storage, token=token)
+    try:
+        yield
+    finally:
+        del _holds[storage.url]
+
+
 @contextlib.contextmanager
 def locked(storage: Storage, *, wait_seconds: float = 0.0) -> Iterator[None]:
     """Holds a workspace for this process, and clears away what killed runs left unfinished in it.
@@ -100,7 +138,7 @@ def locked(storage: Storage, *, wait_seconds: float = 0.0) -> Iterator[None]:
         ConfigError: the store cannot hold a lock.
     """
     if storage.is_local:
-        with _locked_disk(storage, wait_seconds):
+        with _locked_disk(storage, wait_seconds) as token, _holding(storage, token):
             storage.clear_temporary()
             yield
     elif storage.url.startswith("memory://"):
@@ -120,7 +158,7 @@ def locked(storage: Storage, *, wait_seconds: float = 0.0) -> Iterator[None]:
         lock = StoreLock(store=storage.store, path=storage.full(LOCK))
         lock.take(wait_seconds)
         try:
-            with fence(storage.url, lock.check):
+            with fence(storage.url, lock.check), _holding(storage, lock.token):
                 storage.clear_abandoned(ABANDONED_SECONDS)
                 yield
         finally:
@@ -128,7 +166,8 @@ def locked(storage: Storage, *, wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_disk(storage: Storage, wait_seconds: float) -> Iterator[None]:
+def _locked_disk(storage: Storage, wait_seconds: float) -> Iterator[str]:
+    """Its token, which stands in the file."""
     # The file stays for ever: removing it would let two processes lock two files of one name.
     with open(storage.full(LOCK), "a+") as stream:
         deadline = time.monotonic() + wait_seconds
@@ -142,9 +181,10 @@ def _locked_disk(storage: Storage, wait_seconds: float) -> Iterator[None]:
             time.sleep(min(1.0, wait_seconds / 20))
         stream.seek(0)
         stream.truncate()
-        stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv)}))
+        token = uuid.uuid4().hex
+        stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": " ".join(sys.argv), "token": token}))
         stream.flush()
-        yield
+        yield token
 
 
 def _flock(stream: TextIO) -> bool:
