@@ -12,14 +12,14 @@ from filters.labels import LabelStore
 from tasks.config import RunConfig, read_config, run_config
 from tasks.evaluation import report_stage
 from tasks.filtering import label_store_path
+from tasks.session import wait_seconds
 from winnow import forget
 from winnow.errors import ConfigError
 from winnow.forget_match import UNDECIDED, Match, Wanted, find_imported, find_listed, tell
 from winnow.forgotten import FORGOTTEN, Event, open_events, read_rows
-from winnow.receipts import list_done
 from winnow.run_files import partitions
 from winnow.storage import Storage
-from winnow.workspace import existing_workspace, locked
+from winnow.workspace import REPORT, existing_workspace, locked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ def forget_samples(config: RunConfig, wanted: Wanted, *, reason: str, erase_labe
     storage = existing_workspace(config.workspace)
     if dry_run:
         return Forgotten(events=(), plan=forget.plan(storage, _matches(storage, wanted)))
-    with locked(storage):
+    with locked(storage, wait_seconds=wait_seconds()):
         events = complete(storage, config)
         matches = _matches(storage, wanted)
         if not matches and not events:
@@ -100,8 +100,8 @@ def complete(storage: Storage, config: RunConfig) -> list[Event]:
 def _apply(storage: Storage, config: RunConfig, event: Event) -> Event:
     labels = functools.partial(_forget_labels, storage, config, erase=event.erase_labels)
     forget.apply(storage, event, forget_labels=labels, redo=redo_derived)
-    # The report pictures samples: it is written again, if there is one that can know of them.
-    if list_done(storage, "report") and any(row["was"] != UNDECIDED for row in read_rows(storage, event)):
+    # The report pictures samples: it is written again, if there is one that can know of them. Its receipt may be gone: a kill came before.
+    if storage.exists(REPORT) and any(row["was"] != UNDECIDED for row in read_rows(storage, event)):
         report_stage(config)
     return forget.close(storage, event)
 
