@@ -1,8 +1,8 @@
 """When two images are near-duplicates, which is the better one, and which images form a group. Arrays only.
 
-Two images are near-duplicates if the cosine of their CLIP features is at least `min_cosine` *and* their difference hashes differ in
-at most `max_hamming` of 64 bits, as they are or one of them mirrored. CLIP alone takes two photos of one scene for each other, the
-hash alone takes plain pictures for each other.
+Two images are near-duplicates if the cosine of their CLIP features is high enough *and* their difference hashes differ in few enough of
+64 bits, as they are or one of them mirrored. CLIP alone takes two photos of one scene for each other, the hash alone takes plain
+pictures for each other. The nearer they are by the one, the farther they may be by the other.
 
 Hashes are compared first: 8 bytes an image instead of 1,024, and few pairs of distinct photos pass (3 of 100,000 of those measured in
 docs/benchmarks.md), so that features are looked at for few pairs.
@@ -26,6 +26,8 @@ from winnow.errors import ConfigError
 
 Mode = Literal["keep_best", "down_weight", "mark", "off"]
 CHOICES: tuple[Mode, ...] = ("keep_best", "down_weight", "mark", "off")
+Limits = tuple[tuple[float, int], ...]
+"""What makes two images near-duplicates: the least cosine of CLIP features and the most differing bits of 64, in pairs; one suffices."""
 QUERY_BLOCK, BASE_BLOCK = 1024, 4096
 """Hashes that are compared each with each before features are looked at."""
 TILE_ROWS = 16
@@ -56,10 +58,8 @@ class DuplicateConfig:
 
     mode: Mode = "keep_best"
     """keep_best drops all of a group but the best; down_weight keeps all with weight 1 / size; mark only records; off does not search."""
-    min_cosine: float = 0.95
-    """Of CLIP features. Chosen with `max_hamming` from the curve in docs/near-duplicates.md."""
-    max_hamming: int = 10
-    """Bits of 64 in which the difference hashes may differ."""
+    limits: Limits = ((0.97, 12), (0.91, 5))
+    """Cosine of CLIP features, at least, and differing bits of the hashes, at most; one suffices. Chosen in docs/benchmarks.md."""
     exact_rows: int = 2_000_000
     """Up to so many images every pair is compared; above, only those in near cells."""
     cell_rows: int = 4096
@@ -72,28 +72,22 @@ class DuplicateConfig:
     def __post_init__(self) -> None:
         if self.mode not in CHOICES:
             raise ConfigError(f"duplicates.mode must be one of {', '.join(CHOICES)}, got {self.mode!r}")
-        if not 0 < self.min_cosine <= 1:
-            raise ConfigError(f"duplicates.min_cosine must be above 0 and at most 1, got {self.min_cosine}")
-        if not 0 <= self.max_hamming < 32:
-            raise ConfigError(f"duplicates.max_hamming must be 0 to 31 (32 of 64 bits differ by chance), got {self.max_hamming}")
+        for cosine, bits in self.limits:
+            if not 0 < cosine <= 1:
+                raise ConfigError(f"duplicates.limits: a cosine must be above 0 and at most 1, got {cosine}")
+            if not 0 <= bits < 32:
+                raise ConfigError(f"duplicates.limits: differing bits must be 0 to 31 (32 of 64 differ by chance), got {bits}")
+        pairs = itertools.pairwise(self.limits)
+        if not self.limits or any(cosine <= lower or bits <= fewer for (cosine, bits), (lower, fewer) in pairs):
+            raise ConfigError(
+                f"duplicates.limits must be pairs of a cosine and differing bits, each lower in both than the one before; got {self.limits}"
+            )
         for name in ("exact_rows", "cell_rows", "nprobe"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"duplicates.{name} must be at least 1, got {getattr(self, name)}")
         for name in self.references:
             if not name.replace("_", "").replace("-", "").isalnum() or name != name.lower():
                 raise ConfigError(f"duplicates.references: {name!r} must be lower-case letters, digits, - and _: it becomes a reason")
-
-    @property
-    def limits(self) -> "Limits":
-        return Limits(min_cosine=self.min_cosine, max_hamming=self.max_hamming)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What makes two images near-duplicates."""
-
-    min_cosine: float
-    max_hamming: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,6 +159,11 @@ def exact_cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
+def are_near(cosines: np.ndarray, bits: np.ndarray, limits: Limits) -> np.ndarray:
+    """(n,) whether pairs with these cosines and differing bits are near-duplicates."""
+    return np.any([(cosines >= cosine) & (bits <= most) for cosine, most in limits], axis=0)
+
+
 def cosines_of(one: Images, rows: np.ndarray, other: Images, columns: np.ndarray) -> np.ndarray:
     """(n,) float64 cosines of pairs of images, exact as `exact_cosines`."""
     (ours, row), (theirs, column) = _distinct(rows), _distinct(columns)
@@ -209,14 +208,16 @@ def near_rows(query: Images, base: Images, limits: Limits, *, same: bool = False
         return
     if query.vectors.shape[1] != base.vectors.shape[1]:
         raise ConfigError(f"features have {query.vectors.shape[1]} and {base.vectors.shape[1]} dimensions: they are of different models")
+    most_bits = max(bits for _, bits in limits)
     for j in range(0, len(base), BASE_BLOCK):
         for i in range(0, min(len(query), j + BASE_BLOCK) if same else len(query), QUERY_BLOCK):
-            rows, columns = alike(query.dhashes[i : i + QUERY_BLOCK], base.dhashes[j : j + BASE_BLOCK], limits.max_hamming)
+            rows, columns = alike(query.dhashes[i : i + QUERY_BLOCK], base.dhashes[j : j + BASE_BLOCK], most_bits)
             rows, columns = rows + i, columns + j
             if same:
                 wanted = rows < columns
                 rows, columns = rows[wanted], columns[wanted]
-            wanted = cosines_of(query, rows, base, columns) >= limits.min_cosine
+            bits, _ = hash_distance(query.dhashes[rows], base.dhashes[columns])
+            wanted = are_near(cosines_of(query, rows, base, columns), bits, limits)
             if wanted.any():
                 yield rows[wanted], columns[wanted]
 

@@ -31,7 +31,7 @@ from winnow.workspace import decisions, embeddings
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """A finished run whose near-duplicates share weights: nothing more is dropped, so its shards stand."""
     storage = make_workspace(tmp_path_factory.mktemp("whole"), rows=40, trained=False)
-    config = DuplicateConfig(mode="down_weight", min_cosine=0.6, max_hamming=30)
+    config = DuplicateConfig(mode="down_weight", limits=((0.6, 30),))
     embedded = {done.partition: done.output for done in list_done(storage, "embed")}
     find_duplicates(storage, config, embedded, "features")
     used = read_json(storage, "decisions/filters.json")
@@ -51,6 +51,7 @@ def test_the_report_tells_how_many_there_are_and_pictures_some(whole: Storage) -
     assert sum(entry["groups"] for entry in summary["sizes"]) == summary["groups"]
     assert summary["largest"] == max(row["group_size"] for row in rows)
     assert section is not None and "share one weight" in section.text
+    assert "(cosine at least 0.6 and at most 30 of 64 bits of a hash differ)" in section.text
     assert len(section.find_all("figure")) > 3
     assert page.find("a", href="#duplicates") is not None
     table = render_table(json.loads(whole.read_bytes("report/summary.json")))

@@ -291,7 +291,7 @@ def test_other_modes_keep_every_image(world, mode):
 def test_another_mode_searches_nothing_again(world):
     find(world)
     assert ran(find(world, DuplicateConfig(mode="down_weight")), PAIRS) == 0
-    assert ran(find(world, DuplicateConfig(min_cosine=0.9)), PAIRS) == 1
+    assert ran(find(world, DuplicateConfig(limits=((0.9, 10),))), PAIRS) == 1
 
 
 def test_only_partitions_whose_groups_changed_are_decided_again(world):
@@ -343,7 +343,7 @@ def test_files_of_pairs_name_both_images_and_where_they_are(world):
         for row in read_table(world.storage, path).to_pylist():
             for side in ("worse", "better"):
                 assert row[side] in read_features(world.storage, embeddings(row[f"{side}_partition"])).uids
-            assert row["cosine"] >= EXACT.min_cosine and row["hamming"] <= EXACT.max_hamming
+            assert any(row["cosine"] >= cosine and row["hamming"] <= bits for cosine, bits in EXACT.limits)
 
 
 def test_the_record_of_what_was_searched_names_every_partition_once(world):
@@ -437,7 +437,7 @@ def test_cells_find_exactly_the_pairs_whose_home_the_other_image_visits(tmp_path
     # Limits so loose that many pairs lie in different cells.
     world, config = (
         planted_world(tmp_path, partitions=4),
-        DuplicateConfig(exact_rows=1, cell_rows=8, nprobe=2, min_cosine=0.4, max_hamming=31),
+        DuplicateConfig(exact_rows=1, cell_rows=8, nprobe=2, limits=((0.4, 31),)),
     )
     digests = world.digests()
     for count in steps:

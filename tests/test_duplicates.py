@@ -11,7 +11,6 @@ from filters.duplicates import (
     PAIR,
     DuplicateConfig,
     Images,
-    Limits,
     alike,
     best_neighbours,
     cosines_of,
@@ -24,7 +23,7 @@ from filters.duplicates import (
 )
 from winnow.errors import ConfigError
 
-LIMITS = Limits(min_cosine=0.9, max_hamming=10)
+LIMITS = ((0.9, 10),)
 
 
 def images(vectors, hashes=None, pixels=None, start=0):
@@ -120,13 +119,14 @@ def brute(query, base, limits, same):
             cosine = exact_cosines(query.features(np.array([i])), base.features(np.array([j])))[0]
             straight = int(query.dhashes[i] ^ base.dhashes[j]).bit_count()
             turned = int(mirrored_hash(query.dhashes[i : i + 1])[0] ^ base.dhashes[j]).bit_count()
-            if cosine >= limits.min_cosine and min(straight, turned) <= limits.max_hamming:
+            if any(cosine >= least and min(straight, turned) <= most for least, most in limits):
                 found.add((i, j))
     return found
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_blocks_find_the_pairs_that_comparing_one_by_one_does(monkeypatch, same):
+@pytest.mark.parametrize("limits", [LIMITS, ((0.95, 14), (0.8, 4))], ids=["one limit", "two"])
+def test_blocks_find_the_pairs_that_comparing_one_by_one_does(monkeypatch, same, limits):
     monkeypatch.setattr(duplicates, "QUERY_BLOCK", 7)
     monkeypatch.setattr(duplicates, "BASE_BLOCK", 11)
     monkeypatch.setattr(duplicates, "TILE_ROWS", 3)
@@ -137,10 +137,10 @@ def test_blocks_find_the_pairs_that_comparing_one_by_one_does(monkeypatch, same)
     every = images(unit(centres[kind] + 0.35 * rng.normal(size=(60, 16))), hashes[kind] ^ flips)
     one, other = (every, every) if same else (every.take(np.arange(30)), every.take(np.arange(30, 60)))
     found = [
-        pair for rows, columns in near_rows(one, other, LIMITS, same=same) for pair in zip(rows.tolist(), columns.tolist(), strict=True)
+        pair for rows, columns in near_rows(one, other, limits, same=same) for pair in zip(rows.tolist(), columns.tolist(), strict=True)
     ]
     assert len(found) == len(set(found)) > 20
-    assert set(found) == brute(one, other, LIMITS, same)
+    assert set(found) == brute(one, other, limits, same)
 
 
 def test_pairs_do_not_depend_on_the_pieces_in_which_they_are_looked_for():
@@ -158,8 +158,8 @@ def test_a_pair_at_the_limit_is_one_and_just_below_is_none():
     # float16 holds 0.6 and 0.8 nearly; what counts is the exact cosine of what it holds.
     two = images(np.array([[1.0, 0.0], [0.6, 0.8]]))
     cosine = float(exact_cosines(two.vectors[:1], two.vectors[1:])[0])
-    assert len(near_pairs(two, iter(()), Limits(min_cosine=cosine, max_hamming=0))) == 1
-    assert len(near_pairs(two, iter(()), Limits(min_cosine=np.nextafter(cosine, 1.0), max_hamming=0))) == 0
+    assert len(near_pairs(two, iter(()), ((cosine, 0),))) == 1
+    assert len(near_pairs(two, iter(()), ((np.nextafter(cosine, 1.0), 0),))) == 0
 
 
 def test_the_larger_image_is_the_better_one_then_the_smaller_uid():
@@ -249,8 +249,11 @@ def test_features_of_two_models_are_refused():
     ("change", "message"),
     [
         ({"mode": "drop"}, "mode must be one of keep_best, down_weight, mark, off"),
-        ({"min_cosine": 0.0}, "min_cosine must be above 0"),
-        ({"max_hamming": 40}, "max_hamming must be 0 to 31"),
+        ({"limits": ((0.0, 10),)}, "a cosine must be above 0 and at most 1, got 0.0"),
+        ({"limits": ((0.9, 40),)}, r"must be 0 to 31 \(32 of 64 differ by chance\), got 40"),
+        ({"limits": ()}, "must be pairs of a cosine and differing bits"),
+        ({"limits": ((0.9, 5), (0.97, 4))}, "each lower in both than the one before"),
+        ({"limits": ((0.97, 5), (0.9, 5))}, "each lower in both than the one before"),
         ({"nprobe": 0}, "nprobe must be at least 1"),
         ({"references": {"COCO val": "x"}}, "'COCO val' must be lower-case"),
     ],

@@ -16,7 +16,7 @@ from filters.active_learning import spread_out
 from filters.catalog import FILTERS
 from filters.certificate import Labelled, certify
 from filters.decision_values import Scorer
-from filters.duplicates import Images, Limits, near_pairs
+from filters.duplicates import Images, near_pairs
 from filters.splits import SplitConfig, assign_splits, near_duplicate_groups
 from filters.svm import SvmConfig, fit_svm
 
@@ -35,7 +35,7 @@ assert certificate["num_positives"] == threshold.n > 59
 assert len(spread_out(np.sort(np.abs(scores)), features, 5)) == 5
 vectors, ones = np.ones((3, 8), np.float16), np.ones(3, np.int64)
 three = Images(uids=np.array(["a", "b", "c"], "S32"), vectors=vectors, dhashes=ones.astype(np.uint64), pixels=ones, partitions=ones)
-assert len(near_pairs(three, iter(()), Limits(min_cosine=0.9, max_hamming=0))) == 3
+assert len(near_pairs(three, iter(()), ((0.9, 0),))) == 3
 print(certificate["sentence"])
 """
 

@@ -195,13 +195,13 @@ def _features(storage: Storage, path: str, wanted: set[str], key: str = "uid") -
     return {names[row]: (vector, bits) for row, vector, bits in zip(rows_of, feature_rows(chosen["feature"]), hashes, strict=True)}
 
 
-def _limits(storage: Storage, stage: str) -> tuple[float, int]:
-    limits = next((receipt.arguments["limits"] for receipt in read_receipts(storage, stage)), {"min_cosine": -1.0, "max_hamming": 64})
-    return float(limits["min_cosine"]), int(limits["max_hamming"])
+def _limits(storage: Storage, stage: str) -> list[tuple[float, int]]:
+    limits = next((receipt.arguments["limits"] for receipt in read_receipts(storage, stage)), [(-1.0, 64)])
+    return [(float(cosine), int(bits)) for cosine, bits in limits]
 
 
 def _wrong_pair(
-    one: tuple[np.ndarray, int], other: tuple[np.ndarray, int], said: tuple[float, int, bool], limits: tuple[float, int]
+    one: tuple[np.ndarray, int], other: tuple[np.ndarray, int], said: tuple[float, int, bool], limits: list[tuple[float, int]]
 ) -> str | None:
     (x, first), (y, second) = one, other
     cosine = float(x @ y / np.sqrt((x @ x) * (y @ y)))
@@ -209,7 +209,7 @@ def _wrong_pair(
     bits = min(straight, turned)
     if abs(cosine - said[0]) > TOLERANCE or (bits, turned < straight) != said[1:]:
         return f"have cosine {cosine:.9f} and {bits} differing bits{' mirrored' * (turned < straight)}, the row says {said}"
-    if cosine < limits[0] - TOLERANCE or bits > limits[1]:
+    if not any(cosine >= least - TOLERANCE and bits <= most for least, most in limits):
         return f"have cosine {cosine:.6f} and {bits} differing bits: beyond the limits {limits}"
     return None
 

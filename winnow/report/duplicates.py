@@ -57,7 +57,7 @@ def gather_duplicates(storage: Storage, partitions: list[str]) -> dict[str, Any]
         "largest": largest,
         "sizes": [{"from": low, "to": high, "groups": int(count)} for (low, high), count in zip(SIZES, sizes, strict=True)],
         "mode": next((receipt.arguments["mode"] for receipt in read_receipts(storage, "duplicates-choose")), None),
-        "limits": next((dict(receipt.arguments["limits"]) for receipt in read_receipts(storage, "duplicates-pairs")), None),
+        "limits": next((list(receipt.arguments["limits"]) for receipt in read_receipts(storage, "duplicates-pairs")), None),
     }
 
 
