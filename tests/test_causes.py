@@ -14,14 +14,14 @@ from tests.faulty_web import PART, Web, at, config, listed
 from winnow.download import PASSING
 from winnow.download_config import DownloadConfig
 from winnow.errors import ConfigError
-from winnow.guard import is_passing
+from winnow.fetch_failures import is_passing
 from winnow.journal import journal_of
 from winnow.later import list_later
 from winnow.report.counts import CAUSES
 from winnow.storage import Storage
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("guard", "refusals", "turns", "images", "fetching", "download")
+MODULES = ("guard", "urls", "responses", "bodies", "fetch_failures", "refusals", "turns", "images", "fetching", "download")
 RAISED = re.compile(r'(?:FetchError|ImageRefused)\(\s*"([a-z_]+)"|Fetched\(cause="([a-z_]+)"|[A-Za-z]\)?, "([a-z_]+)"\),')
 
 

@@ -367,7 +367,7 @@ def test_patience_and_threads_do_not_make_it_fetch_again(web: ThreadingHTTPServe
     same |= {"later_runs": 1, "later_pause_hours": 1, "later_min_share": 1}
     assert {name for name, value in same.items() if fingerprint(**{name: value}) != fingerprint()} == set()
     other = {"max_pixels": 9, "max_bytes": 9, "min_side_px": 9, "max_aspect_ratio": 9, "jpeg_quality": 9, "opt_out": ()}
-    other |= {"robots": False, "tdm": False, "keep_metadata": True, "decode_all": True}
+    other |= {"max_decoding_bytes": 9, "robots": False, "tdm": False, "keep_metadata": True, "decode_all": True}
     assert {name for name, value in other.items() if fingerprint(**{name: value}) == fingerprint()} == set()
     assert set(same) | set(other) == {field.name for field in dataclasses.fields(DownloadConfig)}
 

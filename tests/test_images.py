@@ -5,6 +5,7 @@ import io
 import random
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from winnow.errors import ConfigError
+from winnow.image_costs import costly_file, costly_jpeg
 from winnow.images import DECODE_ERRORS, ImageLimits, ImageRefused, check_image
+from winnow.jpeg_segments import read_jpeg
 
 LIMITS = ImageLimits()
 RED, GREEN = (200, 30, 40), (20, 180, 60)
@@ -253,6 +256,111 @@ def test_megabytes_of_nothing_are_refused_before_the_decoder_walks_through_them(
         check_image(plain[:20] + b"junk" + nothing + plain[20:], LIMITS)
 
 
+def many_chunks(kind: bytes) -> bytes:
+    """A PNG of 64 x 64 pixels with 20,000 chunks of nothing."""
+    whole = encoded(two_halves((64, 64)), "PNG")
+    return whole[:33] + (struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))) * 20_000 + whole[33:]
+
+
+def behind_start(jpeg: bytes, segments: bytes) -> bytes:
+    return jpeg[:2] + segments + jpeg[2:]
+
+
+def many_scans(mode: str, times: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    whole = encoded(two_halves((64, 64)).convert(mode), progressive=True)
+    return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * times + whole[-2:]
+
+
+RGB, GREY = encoded(two_halves()), encoded(two_halves().convert("L"))
+RLE = b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 640, 640, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024)
+GIF = encoded(two_halves().quantize(4), "GIF")
+GIF_HEAD = 13 + 3 * 2 ** ((GIF[10] & 7) + 1)
+COSTLY: dict[str, tuple[bytes, str]] = {
+    "a PNG of many chunks": (many_chunks(b"teSt"), "more than 20,000 chunks"),
+    "a PNG of many pieces": (many_chunks(b"IDAT"), "more than 20,000 chunks"),
+    "a GIF of many comments": (GIF[:GIF_HEAD] + b"!\xfe\1a\0" * 10_001 + GIF[GIF_HEAD:], "more than 20,000 blocks before its picture"),
+    "a GIF of one long comment": (GIF[:GIF_HEAD] + b"!\xfe" + b"\1a" * 20_001 + b"\0" + GIF[GIF_HEAD:], "more than 20,000 blocks"),
+    "a GIF of what is no block": (GIF[:GIF_HEAD] + bytes(20_001) + GIF[GIF_HEAD:], "more than 20,000 blocks"),
+    "a BMP that Python would decode": (RLE + b"\1\0" * 500_000, "1,001,078 bytes of run-length coding"),
+    "a JPEG of many segments": (behind_start(RGB, b"\xff\xeb\0\2" * 10_001), "more than 10,000 segments"),
+    "a grey JPEG of many comments": (behind_start(GREY, b"\xff\xfe\0\2" * 10_001), "more than 10,000 segments"),
+    "a grey JPEG of many EXIFs": (behind_start(GREY, segment(0xE1, b"Exif\0\0") * 33), "33 segments of EXIF"),
+    "a JPEG of many scans, which would be kept": (many_scans("RGB", 100), r"1\d\d scans of 64 x 64 pixels"),
+    "a grey JPEG of many scans": (many_scans("L", 100), r"10\d scans of 64 x 64 pixels"),
+}
+
+
+@pytest.mark.parametrize(("data", "why"), COSTLY.values(), ids=COSTLY)
+def test_a_file_made_to_cost_much_is_refused_before_it_is_decoded(data: bytes, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("winnow.images._opened", lambda data: pytest.fail("opened"))
+    with pytest.raises(ImageRefused, match=f"^too_costly: {why}"):
+        check_image(data, LIMITS)
+
+
+def test_scans_cost_by_the_pixels_they_go_over() -> None:
+    jpeg = read_jpeg(many_scans("RGB", 20))
+    assert costly_jpeg(jpeg) is None
+    large = replace(jpeg, width=7_000, height=7_000)
+    assert costly_jpeg(large) == f"{jpeg.scans} scans of 7000 x 7000 pixels"
+    assert costly_jpeg(replace(large, scans=12)) is None  # more than any encoder makes
+
+
+def test_real_files_are_far_from_those_limits() -> None:
+    photo = noise((400, 300))
+    for data in (encoded(photo, "PNG"), encoded(photo.quantize(64), "GIF"), encoded(photo, "BMP")):
+        assert costly_file(data) is None
+    assert costly_file(encoded(two_halves().quantize(4), "GIF", comment=b"c" * 60_000)) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "num_bytes"),
+    [
+        (encoded(two_halves((100, 100)), "PNG"), 4),
+        (encoded(Image.new("RGBA", (100, 100)), "PNG"), 8),
+        (encoded(Image.new("L", (100, 100)), "PNG"), 5),
+        (encoded(Image.new("P", (100, 100)), "GIF"), 5),
+        (encoded(Image.new("CMYK", (100, 100))), 8),
+        (encoded(two_halves((100, 100)), "WEBP"), 16),
+        (encoded(Image.new("L", (100, 100)), progressive=True), 5),
+        (encoded(two_halves((100, 100)), exif=b"Exif\0\0MM\0*\0\0\0\10\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"), 8),
+    ],
+)
+def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_is_decoded(
+    data: bytes, num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check_image(data, ImageLimits(max_decoding_bytes=10_000 * num_bytes)).width == 100
+    with pytest.raises(ImageRefused, match=f"^too_many_pixels: to decode a .* takes {10_000 * num_bytes:,} bytes"):
+        check_image(data, ImageLimits(max_decoding_bytes=10_000 * num_bytes - 1))
+
+
+def test_a_picture_that_stays_as_it_came_takes_no_memory_to_decode() -> None:
+    assert check_image(RGB, ImageLimits(max_decoding_bytes=1)).jpeg == RGB
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16", "1"])
+def test_some_rows_at_a_time_make_the_same_picture_as_all_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = noise((60, 130)).convert("L") if mode == "I;16" else noise((60, 130)).convert(mode)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 251)
+    elif mode in ("LA", "RGBA"):
+        picture.putalpha(noise((60, 130)).convert("L"))
+    data = encoded(picture, "JPEG" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    at_once = check_image(data, LIMITS)
+    monkeypatch.setattr("winnow.images.ROWS", 7)
+    assert check_image(data, LIMITS) == at_once
+
+
+def test_a_small_file_that_would_be_stored_as_a_large_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(noise(), "PNG")
+    size = len(check_image(data, LIMITS).jpeg)
+    monkeypatch.setattr("winnow.images.MAX_STORED_BYTES", size)
+    assert len(check_image(data, LIMITS).jpeg) == size
+    monkeypatch.setattr("winnow.images.MAX_STORED_BYTES", size - 1)
+    with pytest.raises(ImageRefused, match=f"^too_costly: as a JPEG it would be larger than {size - 1:,} bytes"):
+        check_image(data, LIMITS)
+
+
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def decoded(self: Image.Image) -> None:
         raise AssertionError("decoded")
@@ -295,6 +403,7 @@ def test_an_error_that_is_no_fault_of_the_image_is_not_hidden(monkeypatch: pytes
     ("change", "message"),
     [
         ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
+        ({"max_decoding_bytes": 0}, "max_decoding_bytes must be at least 1, got 0"),
         ({"min_side_px": 0}, "min_side_px must be at least 1, got 0"),
         ({"max_aspect_ratio": 0.5}, "max_aspect_ratio must be at least 1, got 0.5"),
         ({"jpeg_quality": 100}, "jpeg_quality must be between 1 and 95, got 100"),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from winnow import refusals
-from winnow.guard import Answer, FetchError, GuardConfig, GuardedOpener
+from winnow.fetch_failures import FetchError
+from winnow.guard import Answer, GuardConfig, GuardedOpener
 from winnow.refusals import Origins, RefusalPolicy, Rules, header_refusal, origin_of
 
 DIRECTIVES = ("noai", "noimageai", "noml", "noindex")

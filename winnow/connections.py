@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from winnow.addresses import time_left
+from winnow.responses import Response
 
 IDLE_SECONDS = 10.0
 """A connection that was not used for longer is closed: servers close theirs after 5 to 60 s."""
@@ -58,6 +59,8 @@ def tls_context() -> ssl.SSLContext:
 
 class Connection(http.client.HTTPConnection):
     """To one host and port, over TLS or not."""
+
+    response_class = Response
 
     def __init__(self, key: Key, connect: Callable[[str, int, float], Socket], tls: ssl.SSLContext | None) -> None:
         super().__init__(key[1], key[2])

@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from winnow.download_config import DownloadConfig
+from winnow.fetch_failures import FetchError, is_passing
 from winnow.fetching import IMG2DATASET, Web, failed, fetch
 from winnow.forgotten import slug_of
-from winnow.guard import FetchError, check_url, guarded, is_passing
+from winnow.guard import guarded
 from winnow.journal import SETTLED, Fetched, Journal, journal_of
 from winnow.later import Later, write_later
 from winnow.partitions import Outcome, at_work, known_of
@@ -32,6 +33,7 @@ from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.tars import TarWriter, read_members
 from winnow.turns import Hosts, Pace
+from winnow.urls import check_url
 from winnow.workspace import manifest_part, raw_table, raw_tar
 
 VERSION = 2

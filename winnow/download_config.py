@@ -25,7 +25,7 @@ class DownloadConfig:
     timeout_seconds: float = 20.0
     """For one url from name lookup to last byte, redirects included. Waiting for a host's turn does not count."""
     max_bytes: int = 20_000_000
-    """Of a response. Up to twice `threads` responses are in memory at once."""
+    """Of a response."""
     max_redirects: int = 5
     threads: int = 32
     """Urls at a time, in each worker."""
@@ -56,6 +56,8 @@ class DownloadConfig:
     opt_out: tuple[str, ...] = ("noai", "noimageai", "noml", "noindex", "noimageindex", "none")
     """Directives in an X-Robots-Tag header by which a site refuses: cause `opt_out`."""
     max_pixels: int = ImageLimits.max_pixels
+    max_decoding_bytes: int = ImageLimits.max_decoding_bytes
+    """Memory for one picture that has to be encoded anew, in each worker; larger ones are `too_many_pixels`. See docs/download.md."""
     min_side_px: int = ImageLimits.min_side_px
     max_aspect_ratio: float = ImageLimits.max_aspect_ratio
     jpeg_quality: int = ImageLimits.jpeg_quality
@@ -97,6 +99,7 @@ class DownloadConfig:
     def images(self) -> ImageLimits:
         return ImageLimits(
             max_pixels=self.max_pixels,
+            max_decoding_bytes=self.max_decoding_bytes,
             min_side_px=self.min_side_px,
             max_aspect_ratio=self.max_aspect_ratio,
             jpeg_quality=self.jpeg_quality,

@@ -24,12 +24,15 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from winnow.bodies import LARGE_BYTES, Room
 from winnow.errors import ConfigError
-from winnow.guard import LARGE_BYTES, Answer, FetchError, GuardedOpener, Moved, Room, check_url, installed
+from winnow.fetch_failures import FetchError
+from winnow.guard import Answer, GuardedOpener, Moved, installed
 from winnow.images import ImageLimits, ImageRefused, check_image
 from winnow.journal import Fetched, Journal
 from winnow.refusals import Origins
 from winnow.turns import Hosts, Job, Turns
+from winnow.urls import check_url
 
 IMG2DATASET = "1.47.0"
 COLUMNS = ("uid", "url")
@@ -67,7 +70,7 @@ def fetch(rows: Sequence[Mapping[str, Any]], journal: Journal, scratch: Path, we
     jobs = [Job(row=row, url=row["url"], seconds_left=web.guard.config.timeout_seconds) for row in rows]
     turns = Turns(web.hosts, jobs, knows=web.origins.knows)
     collector = _Collector(journal, turns)
-    room = Room(web.guard.config.max_bytes)
+    room = Room()
     opener = _Taker(web, turns, collector.taken, room)
     downloader = downloader_class()(
         sample_writer_class=lambda *_: collector,

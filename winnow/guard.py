@@ -8,6 +8,7 @@ img2dataset fetches by `urllib.request.urlopen`, that is by whatever opener is i
   connects to the very address it checked, so that a name server that answers differently the second time gains nothing,
   and neither do other spellings of an address (decimal, hexadecimal, IPv4 inside IPv6);
 - gives a response a time limit in all (redirects and a trickling body included), a limit of bytes, and one of redirects;
+- bounds what a server may say around a body, and reads no answer that two readers could read differently (winnow/responses.py);
 - never unpacks: it asks for bodies as they are, and one that comes compressed all the same is taken for what it is;
 - ignores proxies from the environment: they would connect where we cannot check;
 - uses connections again, and makes one TLS context for the process (winnow/connections.py).
@@ -24,7 +25,6 @@ import math
 import re
 import socket
 import ssl
-import string
 import threading
 import time
 import urllib.request
@@ -32,40 +32,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, Self
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from winnow.addresses import NameServerSilent, Resolver, is_public, parse_endpoint, time_left
+from winnow.addresses import Resolver, is_public, parse_endpoint, time_left
+from winnow.bodies import LARGE_BYTES, Room
 from winnow.connections import Connection, Key, Pool, Socket, tls_context
-from winnow.errors import ConfigError, WinnowError
+from winnow.errors import ConfigError
+from winnow.fetch_failures import FetchError, translated
+from winnow.urls import ascii_url, check_url, redirect_target
 
-SCHEMES = ("http", "https")
 REDIRECTS = (301, 302, 303, 307, 308)
-PASSING = frozenset(
-    {"timeout", "reset", "incomplete", "unreachable", "dns_temporary", "robots_unreachable", "postponed"}
-    | {"http_408", "http_425", "http_429"}
-)
-"""Causes that may be gone a moment later; all of http_5xx besides."""
-LARGE_BYTES = 1_000_000
-LARGE_BODIES_BYTES = 100_000_000
-"""Of all bodies above LARGE_BYTES that a worker holds at a time: with 32 threads and 20 MB each it would be over a gigabyte."""
 DRAINED_BYTES = 16 * 1024
 """An error page up to this size is read to its end, so that the connection can be used again; from larger ones we hang up."""
-
-
-class FetchError(WinnowError):
-    """A url could not be fetched, or was refused. As text: `slug: detail`."""
-
-    def __init__(self, slug: str, detail: str, *, retry_after: float | None = None) -> None:
-        # Details quote strangers (urls, headers, reason phrases): one short printable line.
-        super().__init__(f"{slug}: {''.join(c if c.isprintable() else '?' for c in detail)[:300]}")
-        self.slug = slug
-        self.retry_after = retry_after
-        """Seconds the server asks us to stay away, if it said so."""
-
-
-def is_passing(slug: str) -> bool:
-    """Whether a cause may be gone a moment later, so that trying again makes sense."""
-    return slug in PASSING or slug.startswith("http_5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +70,6 @@ class GuardConfig:
             raise ConfigError(f"user_agent must be a line of ASCII that names a contact, got {self.user_agent!r}")
         for entry in self.allow:
             parse_endpoint(entry)
-
-
-def check_url(url: str) -> None:
-    """Raises FetchError for what is not an http or https url with a host."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as problem:
-        raise FetchError("broken_url", str(problem)) from None
-    if not parts.scheme:
-        raise FetchError("broken_url", "it has no scheme (http:// or https://)")
-    if parts.scheme not in SCHEMES:
-        raise FetchError("scheme_refused", f"{parts.scheme} is neither http nor https")
-    if not host:
-        raise FetchError("broken_url", "it names no host")
-    if port == 0:
-        raise FetchError("broken_url", "port 0")
-    # urlsplit drops some of these silently: what is asked for would not be what is listed.
-    if re.search(r"[\x00-\x1f\x7f]", url):
-        raise FetchError("broken_url", "it holds a control character")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,23 +101,6 @@ class Moved:
 
     url: str
     """Where to; not yet checked."""
-
-
-class Room:
-    """Memory for large bodies: so many of them at a time, from when they turn out to be large until the caller gives them back."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._free = threading.BoundedSemaphore(max(1, LARGE_BODIES_BYTES // max_bytes))
-
-    def take(self, deadline: float) -> None:
-        """Raises TimeoutError if there is none until then."""
-        if not self._free.acquire(timeout=time_left(deadline)):
-            raise TimeoutError
-
-    def give_back(self, size: int) -> None:
-        """For every body that was handed out, whatever its size."""
-        if size > LARGE_BYTES:
-            self._free.release()
 
 
 class Opener(Protocol):
@@ -225,9 +166,9 @@ class GuardedOpener:
             if self.stopped.is_set():
                 raise FetchError("stopped", "the run was stopped")
             check_url(url)
-            return self._ask(_ascii(url), deadline, max_bytes, look, room)
+            return self._ask(ascii_url(url), deadline, max_bytes, look, room)
         except (OSError, http.client.HTTPException, ValueError) as problem:
-            raise _translated(problem) from None
+            raise translated(problem) from None
 
     def close(self) -> None:
         """Hangs up wherever a connection waits for further use."""
@@ -237,7 +178,7 @@ class GuardedOpener:
         self, url: str, deadline: float, max_bytes: int | None, look: Callable[[http.client.HTTPMessage], None], room: Room | None
     ) -> Answer | Moved:
         parts = urlsplit(url)
-        target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         assert parts.hostname is not None
         key = (parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
         connection = self._pool.take(key) or self._connection(key)
@@ -288,33 +229,31 @@ class GuardedOpener:
         if response.status not in REDIRECTS or location is None:
             asked = _seconds_asked(response.headers.get("retry-after"))
             raise FetchError(f"http_{response.status}", response.reason, retry_after=asked)
-        try:
-            # Headers come decoded as Latin-1: quoting by it gives back the bytes that were sent.
-            return Moved(url=_checked_scheme(urljoin(url, quote(location.strip(), safe=string.punctuation, encoding="iso-8859-1"))))
-        except ValueError as problem:
-            raise FetchError("broken_url", f"redirected to {location}: {problem}") from None
+        return Moved(url=redirect_target(url, location))
 
     def _body(self, response: http.client.HTTPResponse, max_bytes: int | None, deadline: float, room: Room | None) -> bytes:
         limit = self.config.max_bytes if max_bytes is None else max_bytes
-        declared = response.length  # None if the server does not say, or sends chunks
+        declared = response.length  # None if it comes in chunks, or until the server hangs up
         if max_bytes is None and declared is not None and declared > limit:
             raise FetchError("too_large", f"{declared:,} bytes announced, {limit:,} allowed")
-        sink, size, holds = io.BytesIO(), 0, False
+        sink, size, taken = io.BytesIO(), 0, 0
         try:
             while size <= limit and (piece := response.read(64 * 1024)):
                 sink.write(piece)
                 size += len(piece)
-                if room is not None and size > LARGE_BYTES and not holds:
-                    room.take(deadline)
-                    holds = True
+                if room is not None and size > LARGE_BYTES and not taken:
+                    room.take(declared or limit, deadline)
+                    taken = declared or limit
             if size > limit and max_bytes is None:
                 raise FetchError("too_large", f"more than {limit:,} bytes")
             if declared is not None and size < min(declared, limit + 1):
                 raise FetchError("incomplete", f"{size:,} of {declared:,} bytes came")
         except BaseException:
-            if room is not None and holds:
-                room.give_back(size)
+            if room is not None:
+                room.shrink(taken, 0)
             raise
+        if room is not None and taken:
+            room.shrink(taken, size)
         sink.truncate(limit)
         return sink.getvalue()
 
@@ -329,11 +268,12 @@ class GuardedOpener:
         if not allowed:
             raise FetchError("private_address", f"{host} is {found[0][1][0] if found else 'nowhere'}, port {port}")
         failure: OSError | None = None
-        for family, place in allowed:
+        for number, (family, place) in enumerate(allowed):
             connection = Socket(family, socket.SOCK_STREAM)
             try:
                 connection.deadline = deadline
-                connection.settimeout(time_left(deadline))
+                # One that does not answer (IPv6, where no way leads) leaves time for the next.
+                connection.settimeout(time_left(deadline) / (len(allowed) - number))
                 connection.connect(place)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if not self._may_connect(connection.getpeername()):
@@ -364,46 +304,6 @@ def _seconds_asked(value: str | None) -> float | None:
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _checked_scheme(url: str) -> str:
-    scheme = urlsplit(url).scheme
-    if scheme not in SCHEMES:
-        raise FetchError("scheme_refused", f"redirected to {scheme}, which is neither http nor https")
-    return url
-
-
-def _ascii(url: str) -> str:
-    """The url as it may stand in a request: other scripts and spaces as %-escapes, the host in punycode."""
-    if url.isascii() and " " not in url:
-        return url
-    parts = urlsplit(url)
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    return urlunsplit((parts.scheme, host, *(quote(part, safe=string.punctuation) for part in parts[2:])))
-
-
-def _translated(problem: object) -> FetchError:
-    """The cause behind what socket, ssl and http.client raise."""
-    text = str(problem) or type(problem).__name__
-    kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
-        (http.client.IncompleteRead, "incomplete"),
-        (ssl.SSLError, "tls"),
-        (ConnectionRefusedError, "refused"),
-        (ConnectionError, "reset"),  # http.client.RemoteDisconnected is one
-        (OSError, "unreachable"),
-        ((http.client.InvalidURL, UnicodeError, ValueError), "broken_url"),
-        (http.client.HTTPException, "bad_response"),
-    )
-    if isinstance(problem, FetchError):
-        return problem
-    if isinstance(problem, NameServerSilent):
-        return FetchError("timeout", text)
-    if isinstance(problem, TimeoutError):
-        # One wording, whichever of connecting and reading noticed first: the detail goes into the table of the download.
-        return FetchError("timeout", "no whole answer within the time for one url")
-    if isinstance(problem, socket.gaierror):
-        return FetchError("dns_temporary" if problem.errno == socket.EAI_AGAIN else "dns", problem.strerror or text)
-    return FetchError(next((slug for kind, slug in kinds if isinstance(problem, kind)), "broken_url"), text)
 
 
 @contextlib.contextmanager

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from winnow.errors import ConfigError, WinnowError
-from winnow.jpeg_segments import Jpeg, read_jpeg
+from winnow.image_costs import costly_file, costly_jpeg, decoding_bytes
+from winnow.jpeg_segments import MAX_JUNK_BYTES, MAX_SEGMENTS, Jpeg, read_jpeg
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What is decoded. Of animations the first frame."""
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"GIF8", b"BM")
-MAX_JUNK_BYTES = 64 * 1024
 JPEG_SIGNATURE = SIGNATURES[0]
 ORIENTATION = 0x0112
 UPRIGHT = 1
+MAX_STORED_BYTES = 25_000_000
+"""Of an image encoded anew: a PNG of one MB that repeats itself can become a JPEG of a hundred."""
+ROWS = 256
+"""Turned into RGB at a time."""
 
 # What Pillow's decoders raise for hostile bytes. Anything else is a fault of ours or the machine's and not hidden.
 DECODE_ERRORS = (
@@ -54,7 +58,9 @@ class ImageLimits:
     """What an image must be like, and how those are stored that cannot stay as they are."""
 
     max_pixels: int = 50_000_000
-    """Width times height; a decoded one takes three bytes a pixel."""
+    """Width times height."""
+    max_decoding_bytes: int = 100_000_000
+    """Of memory, for one picture that has to be encoded anew: 8 bytes a pixel of a turned photo, 4 of an RGB PNG, 16 of a WebP."""
     min_side_px: int = 32
     """Of the smaller side."""
     max_aspect_ratio: float = 20.0
@@ -67,7 +73,7 @@ class ImageLimits:
     """Whether JPEGs that are kept are decoded, too: finds the few that come to an end but cannot be decoded, at twice the cost."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_pixels", 1), ("min_side_px", 1), ("max_aspect_ratio", 1)):
+        for name, least in (("max_pixels", 1), ("max_decoding_bytes", 1), ("min_side_px", 1), ("max_aspect_ratio", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 1 <= self.jpeg_quality <= 95:
@@ -88,22 +94,20 @@ def check_image(data: bytes, limits: ImageLimits) -> CheckedImage:
     """The image behind these bytes, as an upright RGB JPEG.
 
     Raises:
-        ImageRefused: empty, not_an_image, too_many_pixels, too_small, too_elongated, truncated or damaged.
+        ImageRefused: empty, not_an_image, too_many_pixels, too_small, too_elongated, too_costly, truncated or damaged.
     """
     import PIL.Image
 
     if not data:
         raise ImageRefused("empty", "no bytes")
     found = read_jpeg(data) if data.startswith(JPEG_SIGNATURE) else None
-    if found is not None and _can_stay(found, limits):
-        check_shape(found.width, found.height, limits)
-        return CheckedImage(jpeg=data if limits.keep_metadata else found.picture, width=found.width, height=found.height)
     if found is not None:
-        # Pillow goes through what is no segment byte by byte in Python: 20 MB of it would take a minute.
-        if not found.has_frame:
-            raise ImageRefused("truncated", "it ends before its picture begins")
-        if found.junk > MAX_JUNK_BYTES:
-            raise ImageRefused("damaged", f"{found.junk:,} bytes between its segments belong to none")
+        _check_segments(found)
+        check_shape(found.width, found.height, limits)
+        _check_cost(costly_jpeg(found))
+    if found is not None and _can_stay(found, limits):
+        return CheckedImage(jpeg=data if limits.keep_metadata else found.picture, width=found.width, height=found.height)
+    _check_cost(costly_file(data))
     # Pillow warns about strange metadata and large sizes; both are common, and sizes are checked here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,6 +123,20 @@ def check_image(data: bytes, limits: ImageLimits) -> CheckedImage:
             raise ImageRefused("not_an_image", f"it starts with {data[:16]!r}") from None
         except DECODE_ERRORS as problem:
             raise _decode_refusal(problem, data) from None
+
+
+def _check_segments(found: Jpeg) -> None:
+    """Raises ImageRefused. Pillow goes through segments, and byte by byte through what is none, in Python: 20 MB would take a minute."""
+    if found.junk > MAX_JUNK_BYTES:
+        raise ImageRefused("damaged", f"more than {MAX_JUNK_BYTES:,} bytes between its segments belong to none")
+    _check_cost(f"more than {MAX_SEGMENTS:,} segments" if found.segments > MAX_SEGMENTS else None)
+    if not found.has_frame:
+        raise ImageRefused("truncated", "it ends before its picture begins")
+
+
+def _check_cost(why: str | None) -> None:
+    if why is not None:
+        raise ImageRefused("too_costly", why)
 
 
 def _can_stay(found: Jpeg, limits: ImageLimits) -> bool:
@@ -155,6 +173,7 @@ def _upright_jpeg(image: Any, data: bytes, found: Jpeg | None, limits: ImageLimi
     import PIL.ImageOps
 
     width, height = image.size
+    _check_memory(image, limits, turned=False)
     # MPO: a JPEG with further pictures behind it, as some cameras make them.
     orientation = _orientation_of(image)
     if found is not None and image.mode == "RGB" and orientation == UPRIGHT:
@@ -164,14 +183,39 @@ def _upright_jpeg(image: Any, data: bytes, found: Jpeg | None, limits: ImageLimi
             stored.draft("RGB", (width // 8, height // 8))
             stored.load()
         return CheckedImage(jpeg=jpeg, width=width, height=height)
+    _check_memory(image, limits, turned=orientation != UPRIGHT)
     image.load()
     upright = PIL.ImageOps.exif_transpose(image) if orientation != UPRIGHT else image
     # Other modes' profiles do not describe the RGB they were turned into.
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-    sink = io.BytesIO()
+    sink = _Sink()
     # Comments would be carried over from the original.
     _as_rgb(upright).save(sink, "JPEG", quality=limits.jpeg_quality, subsampling=0, icc_profile=profile, comment=b"")
     return CheckedImage(jpeg=sink.getvalue(), width=upright.width, height=upright.height)
+
+
+def _check_memory(image: Any, limits: ImageLimits, *, turned: bool) -> None:
+    """Raises ImageRefused: too_many_pixels."""
+    size = decoding_bytes(
+        image.format,
+        image.mode,
+        image.width * image.height,
+        turned=turned,
+        becomes_rgb=not _is_plain_rgb(image),
+        progressive="progressive" in image.info,
+    )
+    if size > limits.max_decoding_bytes:
+        kind = f"{image.format} of {image.width} x {image.height} pixels ({image.mode}{', turned' if turned else ''})"
+        raise ImageRefused("too_many_pixels", f"to decode a {kind} takes {size:,} bytes, {limits.max_decoding_bytes:,} allowed")
+
+
+class _Sink(io.BytesIO):
+    """What is encoded anew, unless it becomes too large to be stored."""
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() + len(data) > MAX_STORED_BYTES:
+            raise ImageRefused("too_costly", f"as a JPEG it would be larger than {MAX_STORED_BYTES:,} bytes")
+        return super().write(data)
 
 
 def _opened(data: bytes) -> Any:
@@ -193,8 +237,23 @@ def _orientation(exif: Any) -> int:
     return value if value in range(1, 9) else UPRIGHT
 
 
+def _is_plain_rgb(image: Any) -> bool:
+    return bool(image.mode == "RGB" and not image.has_transparency_data)
+
+
 def _as_rgb(image: Any) -> Any:
-    """8 bits, three channels, transparency on white."""
+    """8 bits, three channels, transparency on white; some rows at a time, for the steps between make up to four copies."""
+    import PIL.Image
+
+    if _is_plain_rgb(image):
+        return image
+    rgb = PIL.Image.new("RGB", image.size)
+    for top in range(0, image.height, ROWS):
+        rgb.paste(_rows_as_rgb(image.crop((0, top, image.width, min(top + ROWS, image.height)))), (0, top))
+    return rgb
+
+
+def _rows_as_rgb(image: Any) -> Any:
     import numpy as np
     import PIL.Image
 

@@ -19,6 +19,10 @@ FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended and progressive, Huffman coded: what every decoder reads."""
 EIGHT_BITS_RGB = (b"\x08", b"\x03")
+MAX_SEGMENTS = 10_000
+"""Further ones are not looked at: they hold 64 kB each, and a real JPEG has a few hundred at most."""
+MAX_JUNK_BYTES = 64 * 1024
+"""The same for bytes that belong to none."""
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 """In the data of a scan: there 0xFF is followed by 0 or a restart mark."""
 
@@ -35,19 +39,23 @@ class Jpeg:
     """The end mark is there, behind the last scan."""
     has_frame: bool
     """A size is told before the data end."""
+    segments: int
+    scans: int
     junk: int
     """Bytes between segments that belong to none."""
+    exif_segments: int
     exif: bytes | None
+    """The first of them."""
     picture: bytes
     """The same picture alone; the very same object if there was nothing else."""
 
 
 def read_jpeg(data: bytes) -> Jpeg:
-    """Reads to the end mark, or to the end of the data. Damage ends in `is_common` or `is_whole`, never in an error."""
+    """Reads to the end mark, to the end of the data, or to MAX_SEGMENTS or MAX_JUNK_BYTES. Damage is no error: it shows in the fields."""
     pieces: list[bytes] = []
-    frames, scans, strange, junk, exif = [], 0, False, 0, None
+    frames, segments, scans, exifs, strange, junk, exif = [], 0, 0, 0, False, 0, None
     kept_from, position, size = 0, 2, len(data)
-    while position + 4 <= size:
+    while position + 4 <= size and segments <= MAX_SEGMENTS and junk <= MAX_JUNK_BYTES:
         marker = data[position + 1]
         if data[position] != 0xFF:  # decoders skip what stands between two segments
             strange = True
@@ -61,6 +69,7 @@ def read_jpeg(data: bytes) -> Jpeg:
         elif marker == EOI:
             break
         else:
+            segments += 1
             end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
             if marker in FRAMES:
                 frames.append((marker, data[position + 4 : position + 10]))
@@ -69,8 +78,9 @@ def read_jpeg(data: bytes) -> Jpeg:
                 found = NEXT_MARKER.search(data, end)
                 end = found.start() if found else size
             elif _is_metadata(marker, data, position + 4):
-                if marker == EXIF_SEGMENT and exif is None and data.startswith(EXIF, position + 4):
-                    exif = data[position + 10 : end]
+                if marker == EXIF_SEGMENT and data.startswith(EXIF, position + 4):
+                    exif = data[position + 10 : end] if exif is None else exif
+                    exifs += 1
                 strange = strange or b"tiff:Orientation" in data[position:end]  # XMP, which can turn a picture, too
                 pieces.append(data[kept_from:position])
                 kept_from = end
@@ -89,7 +99,10 @@ def read_jpeg(data: bytes) -> Jpeg:
         and not strange,
         is_whole=is_whole,
         has_frame=bool(frames),
+        segments=segments,
+        scans=scans,
         junk=junk,
+        exif_segments=exifs,
         exif=exif,
         picture=data if not pieces and end == size else b"".join((*pieces, data[kept_from:end])),
     )

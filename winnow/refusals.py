@@ -22,7 +22,8 @@ from http.client import HTTPMessage
 from typing import Any
 from urllib.parse import urlsplit
 
-from winnow.guard import FetchError, GuardedOpener
+from winnow.fetch_failures import FetchError
+from winnow.guard import GuardedOpener
 
 TOKEN = "winnow"
 """How robots.txt and X-Robots-Tag may call us."""

@@ -56,6 +56,7 @@ CAUSES = {
     "too_small": "The image is smaller than the run asks for.",
     "too_many_pixels": "The image would need more memory than the run allows.",
     "too_elongated": "The image is far longer than it is wide, or the other way round.",
+    "too_costly": "The file is made so that decoding or storing it would cost far more than others of its size.",
     "not_an_image": "What came was no image: an error page, for example.",
     "empty": "What came was an empty file.",
     "damaged": "The file is damaged and cannot be decoded.",
