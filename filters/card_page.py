@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from filters.card import CLOSEST, miss_line
+from winnow.decisions import score_text
 from winnow.report import charts
 from winnow.report.claims import interval_text, percent
-from winnow.report.gallery import captions, pick, thumbnails
+from winnow.report.gallery import Shown, captions, pick, thumbnails
 from winnow.report.page import CONTENT_SECURITY_POLICY
 from winnow.run_files import decided_partitions, filters_used
 from winnow.storage import Storage
@@ -123,15 +124,18 @@ def _galleries(storage: Storage, card: dict[str, Any]) -> list[dict[str, Any]]:
     wanted |= {shown.uid: shown.partition for group in near for shown in group}
     images, texts = thumbnails(storage, wanted), captions(storage, wanted)
 
-    def figure(uid: str, score: float | None) -> dict[str, Any]:
+    def figure(uid: str, score: str) -> dict[str, Any]:
         return {"uid": uid, "image": images.get(uid), "caption": texts.get(uid, ""), "score": score}
 
+    def logged(shown: Shown) -> dict[str, Any]:
+        return figure(shown.uid, score_text(shown.scores[name], card["entry"]["threshold"]))
+
     return [
-        {"title": "Known misses, closest to the threshold first", "figures": [figure(row["uid"], row["score"]) for row in misses],
+        {"title": "Known misses, closest to the threshold first", "figures": [figure(row["uid"], f"{row['score']:.3f}") for row in misses],
          "none": "No labelled positive that it was not fitted on scores below the threshold."},
-        {"title": "Just kept: highest scores below the threshold", "figures": [figure(s.uid, s.scores.get(name)) for s in near[0]],
+        {"title": "Just kept: closest below the threshold", "figures": [logged(shown) for shown in near[0]],
          "none": "Nothing was judged with this version."},
-        {"title": "Just dropped: lowest scores at or above it", "figures": [figure(s.uid, s.scores.get(name)) for s in near[1]],
+        {"title": "Just dropped: closest above it", "figures": [logged(shown) for shown in near[1]],
          "none": "Nothing was dropped by this version."},
     ]  # fmt: skip
 

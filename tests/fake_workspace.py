@@ -496,6 +496,7 @@ def _train(storage: Storage, rng: np.random.Generator) -> None:
             [f"checkpoints/{model}/metrics.jsonl", f"checkpoints/{model}/step-000600/config.json"],
             counts={"steps": 600, "images": 9600},
             facts={"checkpoint": f"checkpoints/{model}/step-000600", "final_loss": end, "device": "cpu"},
+            arguments={"config": {"model": model, "num_steps": 600}},
             seconds=95.0,
         )
 

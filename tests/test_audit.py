@@ -13,10 +13,12 @@ from PIL import Image
 
 from winnow.audit import render_table, summarise, write_report
 from winnow.conservation import check_conservation
+from winnow.receipts import read_receipts
 from winnow.report.charts import ticks
 from winnow.report.counts import CAUSES, explain_cause
 from winnow.report.gallery import harmless, thumbnail, thumbnails
-from winnow.report.page import bytes_text, seconds_text
+from winnow.report.lineage import gather_lineage
+from winnow.report.page import bytes_text, change_text, seconds_text
 from winnow.report.words import gather_words
 from winnow.reported import write_reported
 from winnow.run_files import FILTERS_USED, partitions, read_json, rows
@@ -285,6 +287,17 @@ def test_every_known_cause_is_explained_in_a_sentence() -> None:
 )
 def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_settings_that_differ_within_a_stage_are_told_of_each_partition(run: Storage) -> None:
+    settings = gather_lineage(run)["settings"]
+    assert set(settings["train"]) == {receipt.partition for receipt in read_receipts(run, "train")} and len(settings["train"]) > 1
+    assert settings["score"] == {}  # the same for all partitions: told once
+
+
+def test_a_change_that_is_not_all_does_not_read_as_all() -> None:
+    changes = (-1.0, -0.9996, -0.996, -0.99, 0.25, 2.0)
+    assert [change_text(change) for change in changes] == ["−100 %", "−99.9 %", "−99.6 %", "−99 %", "+25 %", "x 3"]
 
 
 def test_sizes_and_times_are_spoken_plainly() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from winnow.decisions import logged_range
 from winnow.errors import WinnowError
 from winnow.explain import explain, render
 from winnow.run_files import filters_used, partitions
@@ -46,7 +47,10 @@ def test_a_dropped_sample_is_told_with_the_filter_that_drops_it_and_by_how_much(
     assert list(judged) == [used.name for used in filters_used(run)]
     for name, entry in judged.items():
         assert entry.drops == (name in row["reasons"])
-        assert entry.margin == pytest.approx(row[f"score_{name}"] - entry.threshold)
+        low, high = logged_range(row[f"score_{name}"], entry.threshold)
+        assert entry.margin == pytest.approx(low - entry.threshold if entry.drops else entry.threshold - high)
+        assert f"{name} {'drops it' if entry.drops else 'lets it pass'}, at least {entry.margin:.4f}" in render(story)
+        assert f"score {low:.4f} to {high:.4f}, threshold" in render(story)  # the log holds a range: no more digits than are known
     assert f"DROPPED by {', '.join(row['reasons'])}" in render(story)
     assert "drops it, " in render(story)
 

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from filters import first_look
 from filters.decision_values import STEP, Scorer, Svm, exact_value
 from filters.first_look import FirstLook
-from winnow.decisions import COARSE, NEAR, coarsened
+from winnow.decisions import COARSE, NEAR, coarsened, logged_range
 
 
 def rows_of(n, dim, seed, scale=1.0):
@@ -145,6 +145,9 @@ def test_a_coarse_score_keeps_order_verdict_and_itself(score, other, threshold):
     assert (coarse[0] <= coarse[1]) if scores[0] <= scores[1] else (coarse[0] >= coarse[1])
     assert np.array_equal(coarsened(coarse, threshold), coarse)
     assert np.all((scores - coarse >= 0) & (scores - coarse < COARSE))
+    low, high = logged_range(float(coarse[0]), threshold)
+    assert low == scores[0] == high or low <= scores[0] < high
+    assert coarsened(np.array([high]), threshold) == high  # the range ends where the next one begins
 
 
 def test_scores_near_the_threshold_are_logged_in_full():

@@ -25,7 +25,7 @@ from winnow.run_files import SUMMARY, decided_partitions, filters_used
 from winnow.storage import Storage
 from winnow.workspace import REPORT
 
-VERSION = 2
+VERSION = 3
 
 
 def write_report(storage: Storage, name: str) -> Outcome:

@@ -12,6 +12,7 @@
     value_<rule>  what a rule measured (float64, or a word), one column a rule; null for failed samples. See winnow/rules.py.
 """
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -63,3 +64,18 @@ def coarsened(scores: np.ndarray, threshold: float) -> np.ndarray:
     cell = np.floor(offset / COARSE) * COARSE
     cell = np.where((offset >= NEAR) & (cell < NEAR), NEAR, cell)
     return np.where((offset >= -NEAR) & (offset < NEAR), scores, base + cell)
+
+
+def logged_range(logged: float, threshold: float) -> tuple[float, float]:
+    """What a score of the log tells of the score in full: at least the first and below the second, which are equal near the threshold."""
+    offset = logged - math.ceil(threshold / SCORE_STEP) * SCORE_STEP
+    if -NEAR <= offset < NEAR:
+        return logged, logged
+    end = COARSE if offset == NEAR else -NEAR if offset == -COARSE else offset + COARSE
+    return logged, logged - offset + end
+
+
+def score_text(logged: float, threshold: float, digits: int = 3) -> str:
+    """A score of the log for people: in full near the threshold, as a range far from it."""
+    low, high = logged_range(logged, threshold)
+    return f"{low:.{digits}f}" if low == high else f"{low:.{digits}f} to {high:.{digits}f}"

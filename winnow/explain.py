@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from winnow.decisions import score_column, value_column
+from winnow.decisions import logged_range, score_column, score_text, value_column
 from winnow.duplicates import DUPLICATE, is_copy_reason, matches, member
 from winnow.errors import WinnowError
 from winnow.forgotten import read_events, read_rows
@@ -47,6 +47,7 @@ class Judged:
     filter: str
     version: str
     score: float
+    """As it is logged: in full near the threshold, far from it the lower end of a range (winnow/decisions.py)."""
     threshold: float
     closest: tuple[Example, ...]
     """The nearest labelled examples, positives and clean ones, nearest first."""
@@ -57,8 +58,9 @@ class Judged:
 
     @property
     def margin(self) -> float:
-        """Above 0: dropped with that much to spare; below: kept with that much."""
-        return self.score - self.threshold
+        """How far from the threshold it is at least: dropped with that much to spare, or kept with that much."""
+        low, high = logged_range(self.score, self.threshold)
+        return low - self.threshold if self.drops else self.threshold - high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,10 +268,10 @@ def render(story: Explanation) -> str:
     lines.append(f"download    {_download(story)}")
     for judged in story.judged:
         lines.append("")
-        way = f"drops it, {judged.margin:.4f} above" if judged.drops else f"lets it pass, {-judged.margin:.4f} below"
-        lines.append(
-            f"{judged.filter} {way} the threshold: score {judged.score:.4f}, threshold {judged.threshold:.4f} (version {judged.version})"
-        )
+        score = score_text(judged.score, judged.threshold, 4)
+        far = f"{'at least ' if ' to ' in score else ''}{judged.margin:.4f}"
+        way = f"drops it, {far} above" if judged.drops else f"lets it pass, {far} below"
+        lines.append(f"{judged.filter} {way} the threshold: score {score}, threshold {judged.threshold:.4f} (version {judged.version})")
         if judged.closest:
             lines.append("  closest labelled examples (cosine, label, how drawn, used to):")
         for example in judged.closest:

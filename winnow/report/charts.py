@@ -113,16 +113,13 @@ def scores(entry: dict[str, object]) -> Markup:
                 body.append(
                     _bar(x_of(edges[index]) + 0.5, base_2 - height, x_of(edges[index + 1]) - x_of(edges[index]) - 1, height, kind, tip)
                 )
-    body += [
-        _line(left, base_2, WIDTH - right, base_2, "axis"),
-        _text(left, second - 6, "Labelled images the filter was not fitted on", "note"),
-    ]
-    body.append(_text(left - 8, second + 10, f"{highest:,}", "tick", "end"))
+    body += [_line(left, base_2, WIDTH - right, base_2, "axis"), _text(left - 8, second + 10, f"{highest:,}", "tick", "end")]
     x = x_of(threshold)
     anchor = "end" if x > WIDTH * 0.6 else "start"
     body += [
         _line(x, top - 20, x, base_2, "threshold"),
         _text(x + (-6 if anchor == "end" else 6), top - 12, f"threshold {threshold:.3f}", "mark", anchor),
+        _text(left, second - 6, "Labelled images the filter was not fitted on", "note"),  # over the line of the threshold
     ]
     for value in ticks(low, high, 7):
         body += [
@@ -243,13 +240,25 @@ def share_curve(points: Sequence[tuple[int, float, float, float]], title: str, u
     return _svg(base + 42, title, words, body)
 
 
+SMALL = 150.0, 16.0
+"""Width and height of a chart in a table's cell."""
+
+
+def _small(words: str, body: list[str]) -> Markup:
+    """A chart in a table's cell; its numbers show where the mouse rests, too."""
+    return Markup(
+        f'<svg class="whisker" viewBox="0 0 {SMALL[0]:g} {SMALL[1]:g}" role="img" aria-label="{escape(words)}">'
+        f"<title>{escape(words)}</title>" + "".join(body) + "</svg>"
+    )
+
+
 def whisker(share: float | None, low: float, high: float, top: float, mark: float | None = None) -> Markup:
     """A share and its interval as a small bar for a table's cell; all of it ends at `top`.
 
     Args:
         mark: where all others together lie: a thin line.
     """
-    width, height = 150.0, 16.0
+    width, _ = SMALL
 
     def x_of(value: float) -> float:
         return 2 + (width - 4) * min(value / top, 1) if top > 0 else 2
@@ -261,14 +270,12 @@ def whisker(share: float | None, low: float, high: float, top: float, mark: floa
     if share is not None:
         body.append(f'<circle cx="{x_of(share):.1f}" cy="8" r="4" class="point"/>')
         words = f"{share:.2%}, {low:.2%} to {high:.2%}"
-    return Markup(
-        f'<svg class="whisker" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(words)}">' + "".join(body) + "</svg>"
-    )
+    return _small(words, body)
 
 
 def shift(change: float, low: float, high: float, way: str) -> Markup:
     """A relative change with its interval, for a table's cell: on a logarithmic axis from an eighth to eight times."""
-    width, height = 150.0, 16.0
+    width, height = SMALL
 
     def x_of(value: float) -> float:
         return width / 2 + (width / 2 - 6) * max(-3.0, min(3.0, math.log2(max(value + 1, 1e-9)))) / 3
@@ -279,6 +286,4 @@ def shift(change: float, low: float, high: float, way: str) -> Markup:
         f'<circle cx="{x_of(change):.1f}" cy="8" r="4" class="point {way}"/>',
     ]
     words = f"changed by {change:+.0%}, between {low:+.0%} and {high:+.0%}"
-    return Markup(
-        f'<svg class="whisker" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(words)}">' + "".join(body) + "</svg>"
-    )
+    return _small(words, body)

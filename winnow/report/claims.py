@@ -81,7 +81,7 @@ def _filter_claims(entry: dict[str, Any]) -> list[dict[str, Any]]:
             f"threshold {entry['threshold']:.6g}, rank {entry['rank']} of {entry['num_positives']:,}; "
             f"confidence {percent(entry['confidence'], 0)}",
             entry["num_positives"],
-            "order statistic of calibration scores, recomputed from the labels",
+            f"order statistic of calibration scores, recomputed from filters/{entry['name']}/{entry['version']}/labels.parquet",
         ),
         test,
         cost,
@@ -96,8 +96,10 @@ def _audit_claims(summary: dict[str, Any]) -> list[dict[str, Any]]:
         name, limit = titles.get(entry["filter"], entry["filter"]), percent(entry["max_leak"], 2)
         text = f"{name}: at most {limit} of the kept images should have been dropped, by people who inspected some."
         bound = f"at most {percent(entry['interval'][1], 3)} ({percent(entry['confidence'], 0)})"
-        value = f"{entry['found']:,} found; {bound}; {'; '.join(entry['reasons'])}"
-        found.append(claim(text, entry["status"], value, entry["n"], f"audit batch {entry['audit']}: {entry['method']}"))
+        # Answers that are not complete bound nothing.
+        numbers = [] if entry["status"] == NOT_MEASURED else [f"{entry['found']:,} found", bound]
+        value = "; ".join([*numbers, *entry["reasons"]])
+        found.append(claim(text, entry["status"], value, entry["n"], f"audits/{entry['filter']}/{entry['audit']}.json: {entry['method']}"))
     return found or [
         claim("People inspected a random draw of kept images and found nothing that should have been dropped.", NOT_MEASURED,
               "no audit batch was inspected", 0, "1,024 kept images with hidden known positives mixed in"),

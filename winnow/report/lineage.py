@@ -1,12 +1,16 @@
 """Which files the report speaks of: their digests, the sources listed, and what the receipts say of settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from winnow.digests import digest
-from winnow.receipts import FOLDER, list_done, read_receipt
+from winnow.receipts import FOLDER, Done, list_done, read_receipt
 from winnow.run_files import FILTERS_USED, datasets, filters_used, manifest_index
 from winnow.storage import Storage
 from winnow.workspace import MANIFEST_INDEX
+
+READ = 16
+"""Receipts of a stage that are read for settings: what has more partitions has the same for all."""
 
 
 def gather_lineage(storage: Storage) -> dict[str, Any]:
@@ -18,7 +22,7 @@ def gather_lineage(storage: Storage) -> dict[str, Any]:
         done = list_done(storage, stage)
         outputs[stage] = digest({entry.partition: entry.output for entry in done})
         if done:
-            settings[stage] = _short(read_receipt(storage, stage, done[0]).arguments)
+            settings[stage] = _settings(storage, stage, done[:READ])
     return {
         "manifest": index["manifest"],
         "manifest_sha256": storage.sha256(MANIFEST_INDEX),
@@ -30,6 +34,13 @@ def gather_lineage(storage: Storage) -> dict[str, Any]:
         "stage_outputs": outputs,
         "settings": settings,
     }
+
+
+def _settings(storage: Storage, stage: str, done: Sequence[Done]) -> Any:
+    """Of a stage's partitions, by name where they differ: filters and recipes have their own."""
+    each = {one.partition: _short(read_receipt(storage, stage, one).arguments) for one in done}
+    settings = list(each.values())
+    return settings[0] if all(one == settings[0] for one in settings) else each
 
 
 def _short(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from winnow.decisions import score_text
 from winnow.report import charts
 from winnow.report.claims import interval_text, percent
 from winnow.report.counts import explain_cause
@@ -25,6 +26,7 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
         summary: of winnow.audit.summarise.
     """
     filters = filters_used(storage)
+    thresholds = {used.name: used.threshold for used in filters}
     blurred = {entry["name"] for entry in summary["filters"] if entry["blurred"]}
     picked = pick(storage, filters, decided_partitions(storage)) if filters else None
     pairs = closest_pairs(storage)
@@ -47,7 +49,7 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
             "image": images.get(shown.uid),
             "caption": texts.get(shown.uid, ""),
             "hidden": hidden,
-            "score": shown.scores.get(focus) if focus else None,
+            "score": score_text(shown.scores[focus], thresholds[focus]) if focus in shown.scores else None,
         }
 
     galleries = {}
@@ -57,8 +59,8 @@ def render_page(storage: Storage, summary: dict[str, Any]) -> str:
                 {"title": title, "figures": [figure(shown, used.name) for shown in group]}
                 for title, group in (
                     ("Dropped, a random draw", picked.dropped[used.name]),
-                    ("Just dropped: scores closest above the threshold", picked.just_dropped[used.name]),
-                    ("Just kept: scores closest below the threshold", picked.just_kept[used.name]),
+                    ("Just dropped: closest above the threshold", picked.just_dropped[used.name]),
+                    ("Just kept: closest below the threshold", picked.just_kept[used.name]),
                 )
             ]
     counts, near = summary["counts"], summary["regurgitation"]
@@ -138,7 +140,10 @@ def bytes_text(size: float) -> str:
 
 def change_text(change: float) -> str:
     """-0.5 -> −50 %; what is more than doubled is told as a factor."""
-    return f"x {change + 1:.3g}" if change > 1 else f"{100 * change:+.0f} %".replace("-", "−")
+    if change > 1:
+        return f"x {change + 1:.3g}"
+    digits = 1 if -1 < change < -0.99 else 0  # what is not gone altogether does not read as −100 %
+    return f"{max(100 * change, -99.9) if digits else 100 * change:+.{digits}f} %".replace("-", "−")
 
 
 def share_text(fraction: str) -> str:
