@@ -18,7 +18,6 @@ import pyarrow as pa
 from filters import scoring
 from filters.duplicate_waves import Waves, read_waves
 from filters.duplicates import PAIR, Mode, best_neighbours, stars
-from filters.search import read_withdrawn
 from winnow.duplicates import (
     DUPLICATES,
     GROUPS,
@@ -31,6 +30,7 @@ from winnow.duplicates import (
 )
 from winnow.partitions import Outcome
 from winnow.reported import read_reported
+from winnow.run_files import withdrawn_uids
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 
@@ -156,7 +156,7 @@ def choose(members: np.ndarray, passes: np.ndarray, reported: frozenset[bytes], 
 
 def _valid_pairs(storage: Storage, waves: Waves, works: Mapping[str, int], names: Sequence[str]) -> Iterator[np.ndarray]:
     """Pairs whose images are still there, with the features that they were found with; partitions as numbers of `names`."""
-    withdrawn = {uid.encode() for uids in read_withdrawn(storage).values() for uid in uids}
+    withdrawn = {uid.encode() for uids in withdrawn_uids(storage).values() for uid in uids}
     number_of, wave_of = {name: number for number, name in enumerate(names)}, waves.wave_of
     for work, wave in sorted(works.items()):
         table = read_table(storage, pairs_file(work))

@@ -20,13 +20,13 @@ from filters.duplicate_search import (
 )
 from filters.duplicate_waves import Waves, bring_waves_up_to_date, count_images
 from filters.duplicates import DuplicateConfig
-from filters.search import read_withdrawn
 from winnow.digests import digest
 from winnow.duplicates import WAVES, duplicates_file, groups_file
 from winnow.errors import ConfigError
 from winnow.partitions import StageRun, Step, run_step
 from winnow.receipts import Work, read_receipts
 from winnow.reported import read_reported
+from winnow.run_files import withdrawn_uids
 from winnow.storage import Storage
 
 CENTROIDS, CELLS, PAIRS, GROUPS = "duplicates-centroids", "duplicates-cells", "duplicates-pairs", "duplicates-groups"
@@ -162,7 +162,7 @@ def _check_up_to_date(storage: Storage, scoring_works: Sequence[Work]) -> None:
 
 
 def _withdrawn_digest(storage: Storage) -> str:
-    return digest(sorted(uid for uids in read_withdrawn(storage).values() for uid in uids))
+    return digest(sorted(uid for uids in withdrawn_uids(storage).values() for uid in uids))
 
 
 def _written(storage: Storage, stage: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from filters.decision_values import Scorer
 from filters.learning import FilterRun
 from filters.ruling import limits_of, ruled
-from filters.search import read_features, read_withdrawn
+from filters.search import read_features
 from filters.svm import svm_from_bytes
 from winnow.decisions import schema, score_column, value_column
 from winnow.digests import digest
@@ -23,6 +23,7 @@ from winnow.partitions import Outcome
 from winnow.receipts import Work
 from winnow.reported import REASON, read_reported
 from winnow.rules import RuleUsed
+from winnow.run_files import withdrawn_uids
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
 from winnow.workspace import decisions, embeddings, filter_folder, manifest_part, raw_table
@@ -62,7 +63,7 @@ def score_works(
         rules: with their limits.
         similarity: partition -> output digest of how well captions fit, where a rule needs it.
     """
-    withdrawn, reported = read_withdrawn(storage), read_reported(storage)
+    withdrawn, reported = withdrawn_uids(storage), read_reported(storage)
     filters = filters_used(storage, runs)
     for partition in sorted(embedded):
         inputs = {
@@ -142,7 +143,7 @@ def decide(
         copies: uid -> further reasons to drop it, which have to do with other images.
         rules: of caption and image, as `limits_of` gives them.
     """
-    withdrawn = read_withdrawn(storage).get(name, frozenset())
+    withdrawn = withdrawn_uids(storage).get(name, frozenset())
     reported = read_reported(storage).get(name, frozenset())
     listed = read_table(storage, manifest_part(name), ["uid"]).column("uid").to_pylist()
     raw = read_table(storage, raw_table(name), ["uid", "status", "cause"])

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 
 from winnow.errors import ConfigError
 from winnow.progress import Progress
+from winnow.run_files import withdrawn_uids
 from winnow.storage import Storage
 from winnow.tables import read_table
-from winnow.workspace import WITHDRAWN, embeddings
+from winnow.workspace import embeddings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,17 +26,6 @@ class Features:
     """(n, dim) float32."""
     dhashes: np.ndarray
     """(n,) int64."""
-
-
-def read_withdrawn(storage: Storage) -> dict[str, frozenset[str]]:
-    """Partition -> uids it holds that no source lists any more."""
-    if not storage.exists(WITHDRAWN):
-        return {}
-    table = read_table(storage, WITHDRAWN, ["partition", "uid"])
-    found: dict[str, set[str]] = {}
-    for partition, uid in zip(table.column("partition").to_pylist(), table.column("uid").to_pylist(), strict=True):
-        found.setdefault(partition, set()).add(uid)
-    return {partition: frozenset(uids) for partition, uids in found.items()}
 
 
 def read_features(storage: Storage, path: str, *, leave_out: Collection[str] = ()) -> Features:
@@ -61,7 +51,7 @@ def feature_rows(column: pa.ChunkedArray) -> np.ndarray:
 
 def each_partition(storage: Storage, partitions: Sequence[str], title: str) -> Iterator[Features]:
     """The embedded samples of all partitions that are still listed, a partition at a time."""
-    withdrawn = read_withdrawn(storage)
+    withdrawn = withdrawn_uids(storage)
     with Progress(title, total=len(partitions)) as progress:
         for partition in sorted(partitions):
             found = read_features(storage, embeddings(partition), leave_out=withdrawn.get(partition, ()))
@@ -74,7 +64,7 @@ def draw_at_random(storage: Storage, partitions: Sequence[str], count: int, *, s
 
     They are the first in an order of hashes, so that the same seed and data give the same draw, however they are partitioned.
     """
-    withdrawn = read_withdrawn(storage)
+    withdrawn = withdrawn_uids(storage)
 
     def ranked() -> Iterator[tuple[bytes, str]]:
         with Progress("random draw", total=len(partitions)) as progress:
@@ -160,7 +150,7 @@ def nearest_by(
 
 def find_features(storage: Storage, partitions: Sequence[str], uids: Collection[str]) -> Features:
     """The features of these images, sorted by uid; those that are nowhere are left out."""
-    withdrawn = read_withdrawn(storage)
+    withdrawn = withdrawn_uids(storage)
     parts: list[Features] = []
     with Progress("look up labelled images", total=len(partitions)) as progress:
         for partition in sorted(partitions):

@@ -13,8 +13,9 @@ import yaml
 
 from winnow import buckets, manifest
 from winnow.errors import ConfigError, ManifestError, VerifyError
-from winnow.manifest import build_manifest, load_manifest, read_summary, sample_uid, withdrawn_marks, withdrawn_uids
+from winnow.manifest import build_manifest, load_manifest, read_summary, sample_uid, withdrawn_marks
 from winnow.receipts import read_receipts
+from winnow.run_files import withdrawn_uids
 from winnow.storage import Storage
 from winnow.tables import read_table
 
@@ -114,11 +115,11 @@ def test_cut_rows_are_withdrawn_and_come_back_when_listed_again(storage: Storage
     second = build(storage, tmp_path, PAIRS[3:])
     gone = {sample_uid(*pair) for pair in PAIRS[:3]}
     assert (second.listed, second.withdrawn, second.inputs) == (22, 3, first.inputs)
-    assert frozenset[str]().union(*(withdrawn_uids(storage, name) for name in second.names)) == gone
-    assert set(withdrawn_marks(storage)) == {name for name in second.names if withdrawn_uids(storage, name)}
+    assert frozenset[str]().union(*withdrawn_uids(storage).values()) == gone
+    assert set(withdrawn_marks(storage)) == set(withdrawn_uids(storage)) <= set(second.names)
     index = json.loads(storage.read_text("manifest/index.json"))
     assert [(entry["rows"], entry["rows"] - entry["listed"]) for entry in index["partitions"]] == [
-        (len(rows_of(storage, name)), len(withdrawn_uids(storage, name))) for name in second.names
+        (len(rows_of(storage, name)), len(withdrawn_uids(storage).get(name, ()))) for name in second.names
     ]
     third = build(storage, tmp_path, PAIRS)
     assert (third.listed, third.withdrawn, third.new) == (25, 0, 0)

@@ -111,7 +111,7 @@ def examine(storage: Storage, progress: Progress | None = None) -> tuple[Conserv
     kept_counts: dict[str, int] = {}
     for part in sorted(index["partitions"], key=lambda part: str(part["name"])):
         name = part["name"]
-        listed = _listed_uids(storage, name, withdrawn.get(name, set()), tally)
+        listed = _listed_uids(storage, name, withdrawn.get(name, frozenset()), tally)
         if listed is not None and len(listed) != part["listed"]:
             tally.breach(
                 "manifest/index.json", f"says that partition {name} has {part['listed']:,} listed rows; its file has {len(listed):,}"
@@ -139,7 +139,7 @@ def examine(storage: Storage, progress: Progress | None = None) -> tuple[Conserv
     return found, tally.breaches
 
 
-def _listed_uids(storage: Storage, name: str, withdrawn: set[str], tally: _Tally) -> set[str] | None:
+def _listed_uids(storage: Storage, name: str, withdrawn: frozenset[str], tally: _Tally) -> set[str] | None:
     path = manifest_part(name)
     if not storage.exists(path):
         tally.breach(path, "is missing, though manifest/index.json names it")

@@ -28,6 +28,7 @@ from winnow.errors import ConfigError, ManifestError, VerifyError
 from winnow.manifest_file import Manifest as Manifest
 from winnow.manifest_file import load_manifest as load_manifest
 from winnow.receipts import Receipt, forget, list_done, write_receipt
+from winnow.run_files import withdrawn_uids
 from winnow.sources import Source, open_file, read_source
 from winnow.storage import Storage
 from winnow.tables import read_table, write_table
@@ -123,22 +124,9 @@ def manifest_rows(storage: Storage) -> dict[str, int]:
     return {entry["name"]: entry["rows"] for entry in _read_index(storage)["partitions"]}
 
 
-def withdrawn_uids(storage: Storage, partition: str) -> frozenset[str]:
-    """uids of a partition that no source lists any more: to be left out of decisions and shards."""
-    if not storage.exists(WITHDRAWN):
-        return frozenset()
-    table = read_table(storage, WITHDRAWN)
-    return frozenset(table.filter(pc.equal(table["partition"], partition))["uid"].to_pylist())
-
-
 def withdrawn_marks(storage: Storage) -> dict[str, str]:
     """Partition -> digest of its withdrawn uids, of partitions that have any: an input of whatever leaves them out."""
-    if not storage.exists(WITHDRAWN):
-        return {}
-    of: dict[str, list[str]] = {}
-    for row in read_table(storage, WITHDRAWN).to_pylist():
-        of.setdefault(row["partition"], []).append(row["uid"])
-    return {partition: digest(uids) for partition, uids in of.items()}
+    return {partition: digest(sorted(uids)) for partition, uids in withdrawn_uids(storage).items()}
 
 
 def _settings(manifest: Manifest) -> list[dict[str, Any]]:

@@ -76,14 +76,14 @@ def decided_partitions(storage: Storage) -> list[str]:
     return [name for name in partitions(storage) if f"{name}.parquet" in there]
 
 
-def withdrawn_uids(storage: Storage) -> dict[str, set[str]]:
-    """Partition -> uids that it holds and that no source lists any more."""
+def withdrawn_uids(storage: Storage) -> dict[str, frozenset[str]]:
+    """Partition -> uids that it holds and that no source lists any more; only partitions that have any."""
     found: dict[str, set[str]] = {}
     if storage.exists(WITHDRAWN):
         table = read_table(storage, WITHDRAWN, ["partition", "uid"])
         for partition, uid in zip(table["partition"].to_pylist(), table["uid"].to_pylist(), strict=True):
             found.setdefault(partition, set()).add(uid)
-    return found
+    return {partition: frozenset(uids) for partition, uids in found.items()}
 
 
 def filters_used(storage: Storage) -> list[FilterUsed]:

@@ -6,8 +6,8 @@
     released  by writing that it is free; the object itself stays
 
 A holder that was stopped or cut off and wakes up late may still have a write under way: such a lock makes two writers unlikely, it
-cannot rule them out. That is enough, because partitions are the same bytes whoever writes them, and because the holder looks at the
-lock before every write (winnow/storage.py, `fence`) and gives up well before another may take over.
+cannot rule them out. The holder looks at the lock before every write (winnow/storage.py, `fence`) and gives up well before another may
+take over; so do its workers (winnow/nodes.py). docs/storage.md says what is left.
 """
 
 import json
