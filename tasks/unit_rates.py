@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from filters.decision_values import Scorer, Svm
+from filters.duplicates import BASE_BLOCK, QUERY_BLOCK, alike
 from models.clip_embedder import Clip, ClipConfig, untrained_clip
 from models.crop_stream import embed_crops
 from models.crops import cut, decode, resized
@@ -54,6 +55,7 @@ def measured_numbers(config: ClipConfig, images: list[bytes]) -> dict[str, float
         **_embedding(clip, crops),
         "score_cpu_seconds": _scoring(),
         "gemm_flops_per_cpu_second": _products(),
+        "hash_pairs_per_cpu_second": _hashes(),
         "shard_cpu_seconds": _sharding(images),
         "download_cpu_seconds": _downloading(images),
     }
@@ -138,9 +140,16 @@ def _scoring() -> float:
 
 
 def _products() -> float:
-    """FLOP a CPU second of products of features, each looked through for large ones: the search for near-duplicates."""
+    """FLOP a CPU second of products of features, each looked through for large ones: of images with centroids of cells."""
     one, other = torch.randn(512, DIM), torch.randn(8192, DIM)
     return 2 * DIM * 512 * 8192 / _cpu_seconds(lambda: (one @ other.T >= 100).any())
+
+
+def _hashes() -> float:
+    """Pairs of difference hashes a CPU second, as the search for near-duplicates compares them."""
+    rng = np.random.default_rng(0)
+    ours, theirs = (rng.integers(0, 2**64, size, dtype=np.uint64) for size in (QUERY_BLOCK, BASE_BLOCK))
+    return len(ours) * len(theirs) / _cpu_seconds(lambda: alike(ours, theirs, 12))
 
 
 def _sharding(images: list[bytes]) -> float:

@@ -29,7 +29,8 @@ ROUND = PlanSettings(
     workload=Workload(listed=8e6, downloaded_share=0.5, kept_share=0.25, image_bytes=99_000, sample_overhead_bytes=1000, crops_per_image=3,
                       feature_dim=500, filters=2, support_vectors=1000),
     rates=Rates(download_cpu_seconds=0.0036, url_seconds=1.0, url_threads=100, decode_cpu_seconds=0.002, crops_per_gpu_second=1000,
-                crops_per_cpu_second=4, gemm_flops_per_cpu_second=1e11, score_cpu_seconds=1e-8, shard_cpu_seconds=0.0036, overhead=1.0),
+                crops_per_cpu_second=4, gemm_flops_per_cpu_second=1e11, hash_pairs_per_cpu_second=5e8, score_cpu_seconds=1e-8,
+                shard_cpu_seconds=0.0036, overhead=1.0),
     train=(Training(name="base", iterations=1e6, batch_size=1000, gflops_per_image=720, mfu=0.5),),
     storage_price_per_tb_month=20,
 )  # fmt: skip
@@ -52,7 +53,9 @@ def test_the_numbers_are_those_worked_out_by_hand() -> None:
         "embed_hours": 12_000 / 3600 / 8,  # CPUs 250 s, network 20 s: GPUs 1500 s
         "embed_cost": 1500 / 3600 * 40,
         "cells": 256,  # 4 ** 4 x 4096 images = 1 M <= 4 M < 4 ** 5 x 4096
-        "duplicates_flops": 1000 * 4e6 * (256 + 4 * 4e6 / 256),
+        "duplicates_flops": 1000 * 4e6 * 256,  # each image with each centroid
+        "hash_pairs": 2.5e11,  # each image with those of four cells of 15,625
+        "duplicates_cpu_hours": (10.24 + 500) / 3600,
         "score_cpu_hours": 4e6 * 2 * 1000 * 1e-8 / 3600,
         "shard_bytes": 1e11,
         "shard_hours": 50 / 3600,  # CPUs 3600 s / 80 = 45 s; network 5e11 B at 1e10 B/s = 50 s
@@ -88,7 +91,7 @@ def test_a_cluster_without_gpus_embeds_on_cpus() -> None:
 
 def test_few_images_are_compared_each_with_each() -> None:
     made = make_plan(dataclasses.replace(ROUND, workload=dataclasses.replace(ROUND.workload, listed=2e6)))
-    assert made.ledger["duplicates_flops"] == 500 * 1e12  # half of (1e6)^2 pairs, 2 x 500 FLOP each
+    assert (made.ledger["hash_pairs"], made.ledger["duplicates_flops"]) == (0.5e12, 0)  # half of (1e6)^2 pairs
     assert "cells" not in made.ledger.lines
 
 

@@ -26,6 +26,7 @@ def test_every_rate_is_measured_and_of_a_size_that_can_be() -> None:
     assert 1e-10 < numbers["score_cpu_seconds"] < 1e-6
     assert 1e-6 < numbers["shard_cpu_seconds"] < 0.1
     assert 1e8 < numbers["gemm_flops_per_cpu_second"] < 1e13
+    assert 1e6 < numbers["hash_pairs_per_cpu_second"] < 1e12
     assert 1 < numbers.get("crops_per_cpu_second", 100) < 1e5
 
 

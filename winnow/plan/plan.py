@@ -145,15 +145,18 @@ def _embed(ledger: Ledger, settings: PlanSettings) -> StageRow:
 
 def _duplicates(ledger: Ledger, settings: PlanSettings) -> StageRow:
     kind = settings.kind_of("duplicates")
-    # As filters/duplicate_search.py: a few are compared each with each; of many, those laid down in the same cells.
+    # As filters/duplicate_search.py: of a few every pair is compared; of many, those laid down in the same cells.
     if ledger["downloaded"] <= ledger["exact_rows"]:
         ledger.compute("cell_bytes", "bytes", "0")
-        ledger.compute("duplicates_flops", "FLOP", "feature_dim * downloaded ** 2")
+        ledger.compute("duplicates_flops", "FLOP", "0")
+        ledger.compute("hash_pairs", "pairs", "downloaded ** 2 / 2")
     else:
         ledger.compute("cells", "cells", "4 ** floor(log(downloaded / cell_rows, 4))")
-        ledger.compute("cell_bytes", "bytes", "downloaded * nprobe * (2 * feature_dim + 60)")
-        ledger.compute("duplicates_flops", "FLOP", "2 * feature_dim * downloaded * (cells + nprobe * downloaded / cells)")
-    ledger.compute("duplicates_cpu_hours", "CPU hours", f"duplicates_flops / gemm_flops_per_cpu_second / {HOUR}")
+        ledger.compute("cell_bytes", "bytes", "downloaded * nprobe * (2 * feature_dim + 53)")
+        ledger.compute("duplicates_flops", "FLOP", "2 * feature_dim * downloaded * cells")
+        ledger.compute("hash_pairs", "pairs", "nprobe * downloaded ** 2 / cells")
+    spent = "duplicates_flops / gemm_flops_per_cpu_second + hash_pairs / hash_pairs_per_cpu_second"
+    ledger.compute("duplicates_cpu_hours", "CPU hours", f"({spent}) / {HOUR}")
     terms = {
         f"duplicates_cpu_hours / {kind}_cpus": "CPUs",
         f"(embedding_bytes + 2 * cell_bytes) / {kind}_bytes_per_second / {HOUR}": "network",

@@ -78,6 +78,7 @@ class Rates:
     crops_per_cpu_second: float = _rate(2.8, "crops, one thread", f"{HERE}, ViT-B/16 in fp32")
     crops_per_gpu_second: float = _rate(1100, "crops, one GPU", "published for ViT-B/16 on an A100 (clip-retrieval)")
     gemm_flops_per_cpu_second: float = _rate(8e10, "FLOP, matrix products with looking through them", HERE)
+    hash_pairs_per_cpu_second: float = _rate(4e8, "pairs of images whose difference hashes are compared", HERE)
     score_cpu_seconds: float = _rate(1.2e-8, "CPU seconds a row and support vector", HERE)
     shard_cpu_seconds: float = _rate(0.0001, "CPU seconds a kept sample, read, hashed and written", HERE)
     overhead: float = _rate(1.05, "times the work itself: starting, receipts, stragglers", "assumed")
