@@ -231,8 +231,9 @@ def test_everyone_is_told_who_asks(web: ThreadingHTTPServer, storage: Storage) -
 
 
 def test_workers_share_what_a_host_is_asked() -> None:
-    pace = DownloadConfig(host_requests_per_second=20, host_connections=3).pace(workers=4)
-    assert (pace.seconds_between, pace.connections, pace.workers) == (0.2, 3, 4)
+    pace = DownloadConfig(host_requests_per_second=20, host_connections=9).pace(workers=4)
+    assert (pace.seconds_between, pace.connections, pace.workers) == (0.2, 2, 4)
+    assert [DownloadConfig(host_connections=3).pace(workers).connections for workers in (1, 2, 3, 8)] == [3, 1, 1, 1]
     assert DownloadConfig(host_requests_per_second=0).pace(workers=4).seconds_between == 0.0
     works = plan_downloads(["a", "b", "c"], DownloadConfig(), workers=8)
     assert {(work.unhashed["workers"], work.unhashed["num_works"]) for work in works} == {(8, 3)}

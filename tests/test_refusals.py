@@ -1,6 +1,7 @@
 """How sites say no: robots.txt by RFC 9309, headers for all robots or for ours, reservations of text and data mining."""
 
 import time
+import tracemalloc
 from http.client import HTTPMessage
 from typing import Any
 
@@ -201,11 +202,31 @@ def test_rules_are_asked_for_again_after_a_day(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "REMEMBERED_CHARACTERS", 1_000)
+    monkeypatch.setattr(refusals, "REMEMBERED_BYTES", 10 * refusals.ORIGIN_BYTES)
     site, origins = Site({}), Origins(RefusalPolicy(tdm=False))
     for number in range(50):
         origins.rules(f"http://h{number}.example/", site)
     assert [number for number in range(50) if origins.knows(f"http://h{number}.example/")] == list(range(40, 50))
+
+
+@pytest.mark.parametrize(
+    ("robots", "tdm"),
+    [
+        ("".join(f"Disallow: /some/path/{n}/\n" for n in range(500)), 0),
+        ("".join(f"Allow:/*{n}\n" for n in range(2_000)), 0),
+        ("Allow:/" + "*a" * 5_000, 0),
+        ("", 500),
+    ],
+    ids=["usual", "wildcards", "stars", "reservations"],
+)
+def test_rules_take_no_more_memory_than_is_reckoned(robots: str, tdm: int) -> None:
+    Rules("User-agent: *\nDisallow: /", [("/", True)])  # imports and caches
+    tracemalloc.start()
+    rules = Rules(f"User-agent: *\n{robots}", [("/", True)] * tdm)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 1.5 * rules.size
+    assert rules.size < 5 * taken
 
 
 def test_nothing_is_asked_when_nothing_is_honoured() -> None:

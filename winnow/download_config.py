@@ -40,7 +40,7 @@ class DownloadConfig:
     later_min_share: float = 0.01
     """Of a partition's urls that must have failed so: fewer are not worth doing again all that follows from it. 0: any number is."""
     host_connections: int = 6
-    """To one host at a time, in each worker: what a browser opens."""
+    """To one host at a time, by all workers of the run together, though at least one by each: what a browser opens."""
     host_requests_per_second: float = 20.0
     """To one host, by all workers of the run together; 0: no limit. A visitor in a hurry asks for a page with twenty pictures a second."""
     max_pause_seconds: float = 60.0
@@ -124,7 +124,7 @@ class DownloadConfig:
         """How fast one of so many workers may ask."""
         rate = self.host_requests_per_second
         return Pace(
-            connections=self.host_connections,
+            connections=max(1, self.host_connections // workers),
             seconds_between=workers / rate if rate else 0.0,
             workers=workers,
             max_pause_seconds=self.max_pause_seconds,
