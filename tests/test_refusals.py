@@ -1,12 +1,16 @@
 """How sites say no: robots.txt by RFC 9309, headers for all robots or for ours, reservations of text and data mining."""
 
+import gzip
+import socket
 import time
 import tracemalloc
+import zlib
 from http.client import HTTPMessage
 from typing import Any
 
 import pytest
 
+from tests.raw_server import Reply, serving, silent
 from winnow import refusals
 from winnow.fetch_failures import FetchError
 from winnow.guard import Answer, GuardConfig, GuardedOpener
@@ -117,6 +121,50 @@ def test_a_robots_txt_that_is_made_to_hurt_does_not() -> None:
     assert verdict({"/robots.txt": stars}, url=f"{SITE}/{'a' * 2_000}") is None
     assert len(refusals._our_groups(many).splitlines()) == 20_001
     assert time.process_time() - began < 30  # not a measurement: without care it never ends
+
+
+REFUSING = b"User-agent: *\nDisallow: /\n"
+
+
+def endless(connection: socket.socket, request: bytes) -> None:
+    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + REFUSING)
+    while True:
+        connection.sendall(b"# and so on\n" * 1_000)
+
+
+def sent(headers: bytes, body: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.0 %s\r\n%sContent-Length: %d\r\n\r\n" % (status, headers, len(body)) + body
+
+
+UNREADABLE = "robots_unreachable: asked for robots.txt: bad_response"
+SERVED: dict[str, tuple[Reply | bytes, str]] = {
+    "endless": (endless, "robots: robots.txt disallows it"),
+    "silent": (silent, "robots_unreachable: asked for robots.txt: timeout: "),
+    "broken": (sent(b"", b"", b"500 Oh"), "robots_unreachable: asked for robots.txt: http_500: "),
+    "leading inside": (sent(b"Location: http://10.0.0.1/\r\n", b"", b"302 F"), "private_address: asked for robots.txt: "),
+    "going round": (sent(b"Location: /robots.txt\r\n", b"", b"302 F"), "robots_unreachable: asked for robots.txt: redirect_loop: "),
+    "packed unasked": (sent(b"Content-Encoding: gzip\r\n", gzip.compress(REFUSING)), "robots: robots.txt disallows it"),
+    "packed otherwise": (sent(b"Content-Encoding: deflate\r\n", zlib.compress(REFUSING)), "robots: robots.txt disallows it"),
+    "a bomb": (sent(b"Content-Encoding: gzip\r\n", gzip.compress(REFUSING + bytes(50_000_000), 1)), "robots: robots.txt disallows it"),
+    "packed by name only": (
+        sent(b"Content-Encoding: gzip\r\n", REFUSING),
+        "robots_unreachable: asked for robots.txt: bad_response: it is sent",
+    ),
+    "packed in an unknown way": (
+        sent(b"Content-Encoding: br\r\n", b"x"),
+        "robots_unreachable: asked for robots.txt: bad_response: it is sent",
+    ),
+}
+
+
+@pytest.mark.parametrize(("reply", "refusal"), SERVED.values(), ids=SERVED)
+def test_a_server_that_makes_it_hard_to_read_its_robots_txt_is_heard_or_refused_for_now(reply: Reply | bytes, refusal: str) -> None:
+    with serving(reply) as port:
+        opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",), timeout_seconds=0.5 if reply is silent else 20))
+        origins, url = Origins(RefusalPolicy(tdm=False)), f"http://127.0.0.1:{port}/a.jpg"
+        with pytest.raises(FetchError) as caught:
+            origins.check(url, origins.rules(url, opener))
+    assert str(caught.value).startswith(refusal)
 
 
 TAGS: dict[str, tuple[list[str], str | None]] = {

@@ -15,6 +15,7 @@ import json
 import re
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from winnow.fetch_failures import FetchError
-from winnow.guard import GuardedOpener
+from winnow.guard import Answer, GuardedOpener
 
 TOKEN = "winnow"
 """How robots.txt and X-Robots-Tag may call us."""
@@ -38,6 +39,7 @@ ORIGIN_BYTES, LINE_BYTES, WILDCARD_BYTES, RESERVATION_BYTES, CHARACTER_BYTES = 7
 """What Protego takes for a file: for each line, more for one with wildcards, for each entry of tdmrep.json, and for each character."""
 NO_WAY_THERE = frozenset({"dns", "dns_temporary", "refused", "unreachable", "private_address", "tls", "scheme_refused", "stopped"})
 """Failures of asking for robots.txt that an image of the same origin would meet, too."""
+AS_ITS_HEADER_SAYS = 32 + zlib.MAX_WBITS
 ROBOT = re.compile(r"\*|[a-z0-9._-]+")
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 """Directives of an X-Robots-Tag with a colon of their own: what stands before it is not the name of a robot."""
@@ -195,7 +197,20 @@ def _size(found: Rules | FetchError) -> int:
 
 def _text(opener: GuardedOpener, url: str, max_bytes: int) -> str:
     answer = opener.follow(url, time.monotonic() + opener.config.timeout_seconds, max_bytes=max_bytes)
-    return answer.body.decode("utf-8", errors="replace").removeprefix("\ufeff")
+    return _unpacked(answer, max_bytes).decode("utf-8", errors="replace").removeprefix("\ufeff")
+
+
+def _unpacked(answer: Answer, max_bytes: int) -> bytes:
+    """The first of its bytes. Nobody asked for packed ones, but what cannot be read would be taken for leave to take everything."""
+    coding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if coding in ("", "identity"):
+        return answer.body
+    try:
+        if coding in ("gzip", "x-gzip", "deflate"):
+            return zlib.decompressobj(wbits=AS_ITS_HEADER_SAYS).decompress(answer.body, max_bytes)
+    except zlib.error as problem:
+        raise FetchError("bad_response", f"it is sent as {coding}: {problem}") from None
+    raise FetchError("bad_response", f"it is sent as {coding}, which nobody asked for")
 
 
 def _parsed(robots: str) -> Any:
