@@ -150,13 +150,24 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: object) -> None:
 
 
 CONTENT = b"weights" * 1000
-FIND = "from models.clip_embedder import *; print(resolve_weights(ClipConfig()).sha256)"
+FIND = """
+import sys, time
+from models.clip_embedder import ClipConfig, resolve_weights
+if "impatient" in sys.argv:
+    time.sleep = lambda seconds: None  # huggingface_hub tries again for half a minute
+for _ in sys.argv[1:]:
+    print(resolve_weights(ClipConfig()).sha256)
+"""
 
 
 @pytest.fixture
-def hub() -> Iterator[str]:
+def hub() -> Iterator[tuple[str, list[str]]]:
+    """Address of a server like Hugging Face's, and what it was asked for."""
+    asked: list[str] = []
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
+            asked.append(self.command)
             self.send_response(200 if self.path.endswith("open_clip_model.safetensors") else 404)
             self.send_header("Content-Length", str(len(CONTENT)))
             self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
@@ -171,11 +182,11 @@ def hub() -> Iterator[str]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
         server.shutdown()
 
 
-def find_weights(home: object, endpoint: str) -> subprocess.CompletedProcess[str]:
+def find_weights(home: object, endpoint: str, *how: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -183,17 +194,18 @@ def find_weights(home: object, endpoint: str) -> subprocess.CompletedProcess[str
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    return subprocess.run([sys.executable, "-c", FIND], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", FIND, *how], env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_weights_are_fetched_once_and_then_come_from_the_cache(hub: str, tmp_path: object) -> None:
-    first = find_weights(tmp_path, hub)
-    assert first.stdout.strip() == hashlib.sha256(CONTENT).hexdigest(), first.stderr
-    assert find_weights(tmp_path, "http://127.0.0.1:9").stdout == first.stdout
+def test_weights_are_fetched_once_and_then_come_from_the_cache(hub: tuple[str, list[str]], tmp_path: object) -> None:
+    endpoint, asked = hub
+    found = find_weights(tmp_path, endpoint, "first", "second")
+    assert found.stdout.split() == [hashlib.sha256(CONTENT).hexdigest()] * 2, found.stderr
+    assert asked.count("GET") == 1 and asked.index("GET") == len(asked) - 1, "asked again for what is in the cache"
 
 
 def test_without_network_or_cache_the_run_stops_and_says_what_to_fetch(tmp_path: object) -> None:
-    failed = find_weights(tmp_path, "http://127.0.0.1:9")
+    failed = find_weights(tmp_path, "http://127.0.0.1:9", "impatient")
     assert failed.returncode != 0
     assert "MissingWeights: CLIP weights ViT-B-16/openai are not in the cache and cannot be fetched" in failed.stderr
     assert "open_clip_model.safetensors" in failed.stderr
