@@ -57,13 +57,18 @@ class AuditPlan:
 
 
 def draw_audit(storage: Storage, store: LabelStore, filter_name: str, plan: AuditPlan, *, person: str) -> Batch:
-    """Draws an audit batch for the label page, mode `audit`.
+    """Draws an audit batch for the label page, mode `audit`. A batch of the same plan that nobody has answered yet is that batch.
 
     Raises:
         ConfigError: nothing was scored with this filter.
         NotEnoughLabels: too few confirmed positives for the honeypots.
     """
     used = filter_used(storage, filter_name)
+    earlier = [batch for batch in store.all_batches(filter_name) if batch.mode == "audit" and batch.seed == plan.seed]
+    spoken_of = inputs(storage, used)
+    for batch in earlier:
+        if _is_of(batch, plan, spoken_of) and not store.rows(filter_name, batch=batch.name):
+            return batch
     strata: list[Stratum] = []
     if plan.stratified:
         strata = plan_strata(np.fromiter((score for _, score, _ in judged(storage, used)), float), used.threshold, budget=plan.count)
@@ -73,16 +78,24 @@ def draw_audit(storage: Storage, store: LabelStore, filter_name: str, plan: Audi
     else:
         planted = _honeypots(storage, store, used, plan.honeypots)
         chosen = _draw_kept(storage, used, plan, leave_out={item.uid for item in planted})
-    earlier = [batch for batch in store.all_batches(filter_name) if batch.mode == "audit" and batch.seed == plan.seed]
     name = f"audit-{plan.seed}" if not earlier else f"audit-{plan.seed}-again-{len(earlier)}"
     items = [*(Item(uid=uid, origin="audit") for uid in chosen), *planted]
     settings = dataclasses.asdict(plan) | {"drawn": len(chosen), "honeypots": len(planted)}
-    details = {"audit": settings, "inputs": inputs(storage, used), "strata": [_plain(stratum) for stratum in strata]}
+    used_before = [batch.name for batch in earlier]
+    details = {"audit": settings, "inputs": spoken_of, "strata": [_plain(stratum) for stratum in strata], "earlier": used_before}
     batch = create_batch(
         store, filter_name, name, items, mode="audit", origin="audit", overlap=plan.overlap, seed=plan.seed, details=details
     )
-    record_event(store, batch, "drawn", person, {"earlier": [batch.name for batch in earlier]})
+    record_event(store, batch, "drawn", person, {"earlier": used_before})
     return batch
+
+
+def _is_of(batch: Batch, plan: AuditPlan, spoken_of: dict[str, Any]) -> bool:
+    """Whether a batch was drawn by this plan, of what there is now. Another report of the same decisions is no other draw."""
+    drawn = batch.details.get("audit", {})
+    same_plan = all(drawn.get(key) == value for key, value in dataclasses.asdict(plan).items())
+    then = batch.details.get("inputs", {})
+    return same_plan and all(then.get(key) == value for key, value in spoken_of.items() if key != "report")
 
 
 def inputs(storage: Storage, used: FilterUsed) -> dict[str, Any]:

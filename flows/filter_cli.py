@@ -51,8 +51,11 @@ def audit_draw(
     size = count or (3_000 if stratified else 1_024)
     plan = AuditPlan(seed=seed, count=size, honeypots=honeypots, max_leak=max_leak, overlap=overlap, stratified=stratified)
     batch = draw(settled, filter_name, plan, person=person or getpass.getuser())
-    click.echo(f"{batch.wanted:,} images in batch {batch.name} of {filter_name}. {overlap} people answer each:")
-    click.echo(f"winnow label {config} {filter_name} --mode audit --batch {batch.name} --person NAME")
+    if earlier := batch.details.get("earlier"):
+        click.echo(f"Seed {seed} drew {earlier[0]} before, so this batch will prove nothing (stale): draw by another seed.", err=True)
+    people = [f"--person NAME{number}" for number in range(1, overlap + 1)] if overlap > 1 else ["--person NAME"]
+    click.echo(f"{batch.wanted:,} images in batch {batch.name} of {filter_name}, {overlap} of the named people for each:")
+    click.echo(f"winnow label {config} {filter_name} --mode audit --batch {batch.name} {' '.join(people)}")
     click.echo(f"Then: winnow audit result {config} {filter_name} --batch {batch.name}")
 
 
@@ -76,6 +79,9 @@ def audit_result(config: str, filter_name: str, batch: str | None, person: str |
     click.echo(f"{found['status']}: {'; '.join(found['reasons'])}")
     if found["n"]:
         click.echo(f"{found['found']:,} found in {found['n']:,}. {found['claim']} ({found['confidence']:.0%} confidence)")
+        if planted := found["honeypots"]["planted"]:
+            seen, sees = found["honeypots"]["found"], found["honeypots"]["sensitivity_at_least"]
+            click.echo(f"{seen:,} of {planted:,} known positives were seen: inspectors are taken to see {sees:.1%} of all.")
     click.echo(path)
     if found["status"] != "pass":
         sys.exit(1)

@@ -11,9 +11,10 @@ from tasks.policy import stage_task
 from winnow import audit
 from winnow.errors import ConfigError
 from winnow.partitions import StageRun, run_step
-from winnow.receipts import Work, list_done, read_receipts
+from winnow.receipts import Work, forget, list_done, read_receipts
+from winnow.run_files import SUMMARY
 from winnow.storage import Storage
-from winnow.workspace import open_workspace, shard_folder
+from winnow.workspace import REPORT, open_workspace, shard_folder
 
 
 def sample_stage(config: RunConfig) -> StageRun:
@@ -88,6 +89,8 @@ def report_stage(config: RunConfig) -> StageRun:
         if storage.exists(path):
             inputs[path] = storage.sha256(path)
     inputs |= {path: storage.sha256(path) for path in storage.walk("audits")}
+    if not all(storage.exists(path) for path in (REPORT, SUMMARY)):  # two files that people move and remove: worth a look
+        forget(storage, "report", list_done(storage, "report"))
     work = Work(name="report", inputs=inputs)
     return run_step(audit.write_report, [work], storage, stage="report", version=audit.VERSION)
 

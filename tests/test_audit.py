@@ -289,6 +289,19 @@ def test_ticks_are_round_and_inside(low: float, high: float, expected: list[floa
     assert ticks(low, high) == pytest.approx(expected)
 
 
+def test_a_report_that_somebody_removed_is_written_again(tmp_path: Path) -> None:
+    from tasks.config import RunConfig
+    from tasks.evaluation import report_stage
+
+    storage = make_workspace(tmp_path, rows=20, trained=False)
+    config = RunConfig(workspace=storage.url, manifest="none")
+    report_stage(config)
+    before = storage.read_bytes("report/index.html")
+    storage.remove("report/index.html")
+    assert report_stage(config).ran == 1 and storage.read_bytes("report/index.html") == before
+    assert report_stage(config).ran == 0
+
+
 def test_settings_that_differ_within_a_stage_are_told_of_each_partition(run: Storage) -> None:
     settings = gather_lineage(run)["settings"]
     assert set(settings["train"]) == {receipt.partition for receipt in read_receipts(run, "train")} and len(settings["train"]) > 1

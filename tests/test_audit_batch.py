@@ -132,11 +132,20 @@ def test_answers_after_the_result_was_taken_mark_the_batch_used(world):
 
 def test_a_seed_that_drew_before_is_used(world):
     storage, store = world
-    draw_audit(storage, store, "people", PLAN, person="eve")
+    answer_all(store, draw_audit(storage, store, "people", PLAN, person="eve"), all_right)
     again = draw_audit(storage, store, "people", PLAN, person="eve")
     answer_all(store, again, all_right)
     found = result_of(world, again)
     assert again.name == "audit-7-again-1" and found["status"] == "stale" and "seed 7 drew audit-7 before" in found["reasons"][0]
+
+
+def test_a_draw_that_nobody_has_answered_is_the_same_batch_when_asked_for_again(world):
+    storage, store = world
+    first = draw_audit(storage, store, "people", PLAN, person="eve")
+    assert draw_audit(storage, store, "people", PLAN, person="eve").name == first.name
+    assert draw_audit(storage, store, "people", dataclasses.replace(PLAN, max_leak=0.4), person="eve").name != first.name
+    answer_all(store, first, all_right)
+    assert result_of(world, first)["status"] == "pass"
 
 
 def test_an_audit_of_another_threshold_is_stale(world, tmp_path):
