@@ -1,12 +1,11 @@
 """Reading training data from webdataset-format shards, in the order of models/sample_order.py.
 
 Shards are plain tars `NNNNN.tar` with members `<uid>.jpg`, `<uid>.txt`, `<uid>.json`, beside an `index.json`. They are our
-own and supposed to be whole: anything damaged is a ShardError that names file and member.
+own (plain USTAR, winnow/tars.py) and supposed to be whole: anything damaged is a ShardError that names file and member.
 """
 
 import io
 import os
-import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from models.checkpoints import is_url
 from models.sample_order import mixed_batch_order
 from models.training_data import TrainingData, shard_weights
 from winnow.errors import ShardError
+from winnow.tars import find_members
 
 OPEN_SHARDS = 16
 
@@ -60,18 +60,10 @@ class OpenShard:
 def _members(path: str, told: str) -> list[dict[str, Place]]:
     """The samples of a tar in the order they stand there, each a dict from extension to where the bytes are."""
     samples: dict[str, dict[str, Place]] = {}
-    size = os.path.getsize(path)
-    last = "its first member"
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                last = member.name
-                if member.offset_data + member.size > size:
-                    raise ShardError(f"{told} is cut off in member {last}; make the shards again")
-                key, _, extension = member.name.partition(".")
-                samples.setdefault(key, {})[extension] = Place(member.name, member.offset_data, member.size)
-    except tarfile.TarError as problem:
-        raise ShardError(f"{told} is damaged at or after member {last} ({problem}); make the shards again") from problem
+    with open(path, "rb", buffering=0) as stream:
+        for name, offset, size in find_members(stream, told):
+            key, _, extension = name.partition(".")
+            samples.setdefault(key, {})[extension] = Place(name, offset, size)
     return list(samples.values())
 
 

@@ -115,16 +115,14 @@ def test_a_truncated_shard_is_named(tmp_path, share):
     path = tmp_path / "shards" / "00000.tar"
     members = len(path.read_bytes().rstrip(b"\0"))
     path.write_bytes(path.read_bytes()[: int(members * share)])
-    with pytest.raises(
-        ShardError, match=r"00000\.tar(: | )(is cut off in member|is damaged at or after|holds \d+ samples where|sample \d+\.jpg has no )"
-    ):
+    with pytest.raises(ShardError, match=r"00000\.tar is damaged: (it ends after|the header after) \S+"):
         read_all(folder)
 
 
 def test_a_shard_of_noise_is_named(tmp_path):
     folder = make_shards(tmp_path / "shards", counts=(4,))
     (tmp_path / "shards" / "00000.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(ShardError, match=r"00000\.tar is damaged at or after member its first member"):
+    with pytest.raises(ShardError, match=r"00000\.tar is damaged: the header after the beginning is not one of a tar"):
         read_all(folder)
 
 
