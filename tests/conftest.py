@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faulty_web import web  # noqa: F401  # a fixture for all
-from tests.s3_server import faulty, s3, s3_behind_proxy  # noqa: F401  # fixtures for all
+from tests.s3_server import KEYS, FaultyStore, faulty, s3, s3_behind_proxy  # noqa: F401  # fixtures for all
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -21,14 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` need one; those marked `network` run when WINNOW_TEST_NETWORK is set.
 
-    Where two processes run the tests, one of them has all that starts a cluster or a server, so that there is one of each;
-    of the others a file stays together, for its fixtures.
+    Where two processes run the tests, one of them has all that starts a cluster or a server, so that there is one of each.
+    The other tests of a file stay together, for its fixtures.
     """
     import torch
 
-    slow_files = {item.path for item in items if item.get_closest_marker("slow") or "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if item.path in slow_files else item.path.name))
+        starts_something = item.get_closest_marker("slow") or "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if starts_something else item.path.name))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("network") and not os.environ.get("WINNOW_TEST_NETWORK"):
@@ -45,11 +45,14 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[int]:
+def ray_cluster(s3_behind_proxy: FaultyStore) -> Iterator[int]:  # noqa: F811  # the fixture
     """A local Ray of two workers for the tests that need one; yields how many partitions to run at a time."""
     from winnow.partitions import start_ray, stop_ray
 
-    start_ray(2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": s3_behind_proxy.proxy.endpoint}).items():
+            patch.setenv(name, value)  # what workers find the store by is their own surroundings, as on a real cluster
+        start_ray(2)
     yield 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray lets go of its processes before they have ended

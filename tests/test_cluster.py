@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray  # noqa: F401  # here: Ray keeps the way of authentication that it finds when it is first imported
 
 from benchmarks.local_cluster import LocalCluster
 from winnow import nodes, partitions

@@ -1,17 +1,17 @@
 """The loop on Ray Train gives what the plain loop gives, and goes on from what a kill leaves."""
 
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from models.launch import gpu_for_each, launch, tell_if_short
 from models.metrics_log import read_metrics
 from models.recipes import TrainConfig
+from models.training_folder import metrics_at
+from tests.s3_server import fresh_url
 from winnow.errors import ConfigError, ShardError
+from winnow.storage import Storage
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_shards import make_shards
@@ -27,10 +27,6 @@ CONFIG = TrainConfig(
     checkpoint_every=2,
     keep_checkpoints=9,
 )
-
-
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(folder / f"step-{step:06d}" / "ema.safetensors")
 
 
 def test_without_workers_it_trains_in_this_process_and_a_second_call_does_nothing(tmp_path, capsys):
@@ -92,19 +88,24 @@ def test_a_training_that_no_node_has_room_for_says_what_it_waits_for(monkeypatch
 
 
 @pytest.mark.slow
-def test_two_workers_on_ray_go_on_from_the_last_checkpoint_and_end_where_they_would_have(tmp_path, ray_cluster):
+def test_two_workers_on_ray_train_on_a_disk_and_go_on_from_a_kill_on_a_store_to_the_same_weights(tmp_path, ray_cluster, s3, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     shards = make_shards(tmp_path / "shards")
     whole = launch(CONFIG, shards, str(tmp_path / "whole"), num_workers=ray_cluster)
     assert (whole.steps, whole.images) == (6, 48)
     assert [line["step"] for line in read_metrics(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
     assert not (tmp_path / "whole" / ".ray-train").exists()
 
-    # What a kill -9 in the fifth step leaves: checkpoints up to 4, and half a line.
-    shutil.copytree(tmp_path / "whole", tmp_path / "broken", ignore=shutil.ignore_patterns("step-000006"))
-    (tmp_path / "broken" / ".writing-step-000006").mkdir()
+    # What a kill -9 in the fifth step leaves: checkpoints up to 4 and half of another one, and half a line. No disk is shared now.
+    store = Storage(fresh_url())
+    for path in sorted((tmp_path / "whole").rglob("step-*/*")):
+        if (path.parent.name, path.name) != ("step-000006", "state.json"):
+            store.write_bytes(f"out/{path.parent.name}/{path.name}", path.read_bytes())
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "broken" / "metrics.jsonl").write_text("".join(lines[:4]) + '{"step": 5, "lo')
-    launch(CONFIG, shards, str(tmp_path / "broken"), num_workers=ray_cluster)
-    assert [line["step"] for line in read_metrics(tmp_path / "broken")] == [1, 2, 3, 4, 5, 6]
-    for name, tensor in weights(tmp_path / "whole", 6).items():
-        assert torch.equal(tensor, weights(tmp_path / "broken", 6)[name]), name
+    store.write_text("out/metrics.jsonl", "".join(lines[:4]) + '{"step": 5, "lo')
+    for path in Path(shards).iterdir():
+        store.write_bytes(f"shards/{path.name}", path.read_bytes())
+    launch(CONFIG, f"{store.url}/shards", f"{store.url}/out", num_workers=ray_cluster)
+    assert [line["step"] for line in metrics_at(f"{store.url}/out")] == [1, 2, 3, 4, 5, 6]
+    assert store.read_bytes("out/step-000006/ema.safetensors") == (tmp_path / "whole/step-000006/ema.safetensors").read_bytes()
+    assert {path.split("/")[1] for path in store.walk("out")} == {"metrics.jsonl", *(f"step-{step:06d}" for step in (2, 4, 6))}

@@ -388,6 +388,7 @@ def start_ray(workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if not joined():
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nothing but this run's own processes connects to it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that looks for nodes about to be taken away
     import ray
 
     if ray.is_initialized():
