@@ -1,29 +1,77 @@
-"""The most memory that a download worker takes when every url answers with as many bytes as it may.
+"""The most memory that a download worker takes when every url answers with what takes most.
 
     .venv/bin/python -m benchmarks.download_memory --folder /tmp/memory
 
-The server, a process of its own, answers each request with 19.9 MB that begin like a JPEG.
+A process for each kind of answer, and a server of its own. Pictures are as large as may be decoded (`max_decoding_bytes`).
+
+    small        JPEGs of 64 x 64 pixels: what a worker takes anyway
+    bodies       19.9 MB that begin like a JPEG
+    turned       photos of 12.4 megapixels that have to be turned
+    transparent  PNGs of 12.4 megapixels
+    webp         WebPs of 6.2 megapixels
+    both         PNGs of 24.5 megapixels and 15 MB
 """
 
 import argparse
+import io
 import resource
 import shutil
 import socketserver
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.download import Child, ours
 
-BODY_BYTES = 19_900_000
+
+def encoded(mode: str, size: tuple[int, int], form: str, **options: Any) -> bytes:
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.new(mode, size).save(sink, form, **options)
+    return sink.getvalue()
 
 
-class Large(socketserver.BaseRequestHandler):
+def turned() -> bytes:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded("RGB", (4_000, 3_100), "JPEG", exif=exif)
+
+
+def large_in_both_ways() -> bytes:
+    """A PNG whose first rows are noise."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.zeros((4_900, 5_000, 3), np.uint8)
+    pixels[:1_000] = np.random.default_rng(0).integers(0, 256, (1_000, 5_000, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
+    return sink.getvalue()
+
+
+BODIES: dict[str, Callable[[], bytes]] = {
+    "small": lambda: encoded("RGB", (64, 64), "JPEG"),
+    "bodies": lambda: b"\xff\xd8\xff" + bytes(19_900_000),
+    "turned": turned,
+    "transparent": lambda: encoded("RGBA", (4_000, 3_100), "PNG"),
+    "webp": lambda: encoded("RGB", (3_000, 2_060), "WEBP", method=0),
+    "both": large_in_both_ways,
+}
+
+
+class Answering(socketserver.BaseRequestHandler):
+    body: bytes
+
     def handle(self) -> None:
-        body = b"\xff\xd8\xff" + bytes(BODY_BYTES)
         try:
             while request := self.request.recv(65536):
                 if b".jpg" in request:
-                    self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self.body) + self.body)
                 else:
                     self.request.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         except ConnectionError:
@@ -35,29 +83,43 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
 
+def serve(kind: str) -> None:
+    Answering.body = BODIES[kind]()
+    with Server(("127.0.0.1", 0), Answering) as server:
+        print(server.server_address[1], len(Answering.body), flush=True)
+        server.serve_forever()
+
+
+def measure(kind: str, folder: Path, count: int) -> None:
+    server = Child("benchmarks.download_memory", "--serve", kind)
+    port, size = server.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        downloaded = ours([f"http://127.0.0.1:{port}/{number}/x.jpg" for number in range(count)], folder)
+    finally:
+        server.close()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{kind:<12} {count} of {int(size):,} bytes, {downloaded} of them images: {most:.0f} MB at most", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--count", type=int, default=100, help="urls")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=BODIES, help="this one only")
+    parser.add_argument("--serve", choices=BODIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        with Server(("127.0.0.1", 0), Large) as server:
-            print(server.server_address[1], flush=True)
-            server.serve_forever()
-        return
-    if arguments.folder is None:
+        serve(arguments.serve)
+    elif arguments.folder is None:
         sys.exit("give a folder to write to: --folder")
-    server_process = Child("benchmarks.download_memory", "--serve")
-    base = f"http://127.0.0.1:{server_process.read()[0]}"
-    shutil.rmtree(arguments.folder, ignore_errors=True)
-    arguments.folder.mkdir(parents=True)
-    try:
-        downloaded = ours([f"{base}/{number}/x.jpg" for number in range(arguments.count)], arguments.folder)
-    finally:
-        server_process.close()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{arguments.count} bodies of {BODY_BYTES:,} bytes, {downloaded} of them images: {most:.0f} MB at most")
+    elif arguments.kind:
+        measure(arguments.kind, arguments.folder, arguments.count)
+    else:
+        for kind in BODIES:  # each in a process of its own: the most that a process ever took is never less again
+            options = ("--folder", str(arguments.folder), "--count", str(arguments.count), "--kind", kind)
+            subprocess.run([sys.executable, "-m", "benchmarks.download_memory", *options], check=True)
 
 
 if __name__ == "__main__":

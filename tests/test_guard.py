@@ -209,6 +209,16 @@ def test_names_are_looked_up_once_unless_the_server_says_again(code: int, times:
     assert asked == ["a.example"] * times
 
 
+def test_what_name_servers_say_is_remembered_within_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = answer("93.184.216.34")("", 80)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entry * 4_000)
+    monkeypatch.setattr(addresses, "MAX_HOSTS", 3)
+    resolver = addresses.Resolver()
+    for number in range(10):
+        assert resolver(f"h{number}.example", 80, time.monotonic() + 5) == entry * addresses.MAX_ADDRESSES
+        assert len(resolver._known) <= 3
+
+
 @pytest.mark.parametrize(("limit", "slug"), [(2, "redirect_loop"), (3, None)])
 def test_so_many_redirects_are_followed(limit: int, slug: str | None) -> None:
     def reply(connection: socket.socket, request: bytes) -> None:

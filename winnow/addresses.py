@@ -13,6 +13,8 @@ DNS_SECONDS = 60.0
 """How long the answer of a name server is remembered, "no such name" included."""
 DNS_AGAIN_SECONDS = 1.0
 """The same for "ask again later"."""
+MAX_ADDRESSES, MAX_HOSTS = 8, 5_000
+"""Of a host; remembered at a time. A name server can answer with thousands of addresses for each of any number of names."""
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
@@ -55,7 +57,7 @@ class Resolver:
         self._known: dict[tuple[str, int], tuple[float, list[Any] | Exception]] = {}
 
     def __call__(self, host: str, port: int, deadline: float) -> list[Any]:
-        """What getaddrinfo says. Raises what it raises, or TimeoutError."""
+        """What getaddrinfo says, the first MAX_ADDRESSES of it. Raises what it raises, or TimeoutError."""
         until, answer = self._known.get((host, port), (0.0, []))
         if time.monotonic() >= until:
             # getaddrinfo takes no time limit: it runs in a thread that nobody waits for longer than the fetch may take.
@@ -66,6 +68,8 @@ class Resolver:
             except queue.Empty:
                 raise NameServerSilent(f"the name server did not answer for {host}") from None
             again = isinstance(answer, socket.gaierror) and answer.errno == socket.EAI_AGAIN
+            if len(self._known) >= MAX_HOSTS:
+                self._known.clear()
             self._known[host, port] = (time.monotonic() + (DNS_AGAIN_SECONDS if again else DNS_SECONDS), answer)
         if isinstance(answer, Exception):
             raise answer.with_traceback(None)
@@ -74,7 +78,7 @@ class Resolver:
     @staticmethod
     def _ask(host: str, port: int, answers: "queue.SimpleQueue[list[Any] | Exception]") -> None:
         try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:MAX_ADDRESSES])
         except (OSError, UnicodeError) as problem:
             answers.put(problem)
 

@@ -5,7 +5,7 @@ import threading
 from winnow.addresses import time_left
 
 LARGE_BYTES = 256 * 1024
-LARGE_BODIES_BYTES = 40_000_000
+LARGE_BODIES_BYTES = 30_000_000
 """Of all bodies above LARGE_BYTES that a worker holds at a time: with 32 threads and 20 MB each it would be over a gigabyte."""
 
 
