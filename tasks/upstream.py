@@ -1,6 +1,7 @@
 """What earlier stages left in the workspace: stages find their inputs by receipts, never by what was passed along."""
 
 import json
+from collections import Counter
 
 from winnow.digests import digest
 from winnow.errors import ConfigError
@@ -25,7 +26,10 @@ def outputs(storage: Storage, stage: str, wanted: list[str] | None = None) -> di
     Raises:
         ConfigError: it is not done, for some of the `wanted` partitions or at all.
     """
-    found = {done.partition: done.output for done in list_done(storage, stage)}
+    standing = list_done(storage, stage)
+    receipts = Counter(done.partition for done in standing)
+    # Of two receipts neither may speak: see `run_step`, which does such a partition again.
+    found = {done.partition: done.output for done in standing if receipts[done.partition] == 1}
     missing = [name for name in wanted if name not in found] if wanted is not None else ([] if found else ["everything"])
     if missing:
         command = f"winnow {COMMANDS.get(stage, stage)} CONFIG"
