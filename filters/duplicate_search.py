@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from filters.duplicate_waves import Waves, read_waves
-from filters.duplicates import PAIR, DuplicateConfig, Images, Limits, best_neighbours, near_pairs
+from filters.duplicates import PAIR, DuplicateConfig, Images, Limits, Stacked, best_neighbours, near_pairs
 from winnow import cell_files
 from winnow.digests import digest
 from winnow.duplicates import CENTROIDS, cells_file, pairs_file
@@ -40,7 +40,7 @@ SAMPLE_PARTITIONS = 256
 """Partitions that the sample is taken from, evenly spread."""
 ITERATIONS = 12
 BLOCK_ROWS = 500_000
-"""Images and visitors of a range of cells that is searched at a time, at most about: 512 dimensions take 0.5 GB, twice while reading."""
+"""Images and visitors of a range of cells that is searched at a time, at most about: 512 dimensions take 0.5 GB."""
 ASSIGN_ROWS = 512
 PAIRS = pa.schema(
     [
@@ -100,7 +100,7 @@ def train_cells(storage: Storage, name: str, *, cells: int, partitions: Sequence
     ]
     each = -(-min(MAX_SAMPLE, SAMPLE_PER_CELL * cells) // len(chosen))
     # Rows stand by uid, which is a hash: the first ones are a random draw.
-    sample = np.concatenate([_unit(read_images(storage, partition, 0).vectors[:each]) for partition in chosen])
+    sample = np.concatenate([_unit(_first(read_images(storage, partition, 0), each)) for partition in chosen])
     if len(sample) < cells:
         raise ConfigError(f"{len(sample)} images cannot train {cells} cells. Raise duplicates.exact_rows or duplicates.cell_rows.")
     machine = faiss.Kmeans(sample.shape[1], cells, niter=ITERATIONS, seed=1, spherical=True, min_points_per_centroid=1)
@@ -121,7 +121,7 @@ def assign_cells(storage: Storage, name: str, *, centroids: str, nprobe: int, bl
     torch.set_num_threads(1)  # more partitions at a time pay, more threads do not
     cells = _centroids(storage, centroids)
     images = read_images(storage, name, 0)
-    nearest = _nearest_cells(images.vectors, cells, min(nprobe, len(cells)))
+    nearest = _nearest_cells(_first(images, len(images)), cells, min(nprobe, len(cells)))
     image, place = (side.ravel() for side in np.indices(nearest.shape))
     order = np.lexsort((image, nearest.ravel()))
     image, place = image[order], place[order]
@@ -206,8 +206,11 @@ def joined(parts: Iterable[Images]) -> Images:
     if not found:
         return Images(uids=np.empty(0, "S32"), vectors=np.empty((0, 0), np.float16), dhashes=np.empty(0, np.uint64),
                       pixels=np.empty(0, np.int64), partitions=np.empty(0, np.int32))  # fmt: skip
-    fields = ("uids", "vectors", "dhashes", "pixels", "partitions")
-    return Images(**{name: np.concatenate([getattr(part, name) for part in found]) for name in fields})
+    uids, dhashes, pixels, partitions = (
+        np.concatenate([getattr(part, name) for part in found]) for name in ("uids", "dhashes", "pixels", "partitions")
+    )
+    vectors = Stacked([part.vectors for part in found])
+    return Images(uids=uids, vectors=vectors, dhashes=dhashes, pixels=pixels, partitions=partitions)
 
 
 def _in_batches(parts: Iterable[Images], rows: int) -> Iterator[Images]:
@@ -234,6 +237,10 @@ def _there(storage: Storage, wave: int) -> tuple[list[str], list[str]]:
     assert waves is not None, "works are made from the record"
     wave_of = sorted(waves.wave_of.items())
     return [name for name, last in wave_of if last == wave], [name for name, last in wave_of if last < wave]
+
+
+def _first(images: Images, rows: int) -> np.ndarray:
+    return images.features(np.arange(min(rows, len(images))))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ b like c, c unlike a: the frames of a film) therefore end after one step, and no
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -90,13 +90,30 @@ class DuplicateConfig:
                 raise ConfigError(f"duplicates.references: {name!r} must be lower-case letters, digits, - and _: it becomes a reason")
 
 
+class Stacked:
+    """Features of several partitions as if they were one array: only rows that are asked for are copied, which few are."""
+
+    def __init__(self, parts: "Sequence[np.ndarray | Stacked]") -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(part.shape[0] for part in parts)])
+        self.shape: tuple[int, int] = (int(self._starts[-1]), parts[0].shape[1] if parts else 0)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), self.shape[1]), np.float16)
+        part = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(part):
+            here = np.flatnonzero(part == number)
+            found[here] = self._parts[number][rows[here] - self._starts[number]]
+        return found
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
     """Rows to compare."""
 
     uids: np.ndarray
     """(n,) S32."""
-    vectors: np.ndarray
+    vectors: np.ndarray | Stacked
     """(m, dim) float16, about unit length."""
     dhashes: np.ndarray
     """(n,) uint64."""

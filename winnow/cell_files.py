@@ -6,6 +6,7 @@ nothing but `np.fromfile` to look inside.
 """
 
 import io
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -36,8 +37,9 @@ def read_ranges(storage: Storage, path: str, first: int = 0, last: int | None = 
     """
 
     def array(kind: np.dtype, *shape: int) -> np.ndarray:
-        data = stream.read(int(np.prod(shape)) * kind.itemsize)
-        if len(data) < int(np.prod(shape)) * kind.itemsize:
+        size = math.prod(shape) * kind.itemsize
+        data = stream.read(size)
+        if len(data) < size:
             raise ShardError(f"{storage.url}/{path} is cut short. Remove it and its receipt, and run again.")
         return np.frombuffer(data, kind).reshape(shape)
 
