@@ -47,7 +47,7 @@ from winnow.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of the loop: raised when it gives other weights for the same config and shards."""
 
 PROBE_IMAGES = 4

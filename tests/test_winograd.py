@@ -65,20 +65,28 @@ def test_without_gradients_the_same_comes_out():
 
 @pytest.mark.parametrize("limit", [1, 5_000, 40_000])
 def test_work_in_parts_is_the_same_work(monkeypatch, limit):
-    x, weight = drawn(3, 16, 16, 12).requires_grad_(), drawn(24, 16, 3, 3, seed=1).requires_grad_()
+    x, weight = drawn(3, 16, 16, 12).requires_grad_(), drawn(150, 16, 3, 3, seed=1).requires_grad_()
     whole = winograd_conv(x, weight, None, 4)
     gradients = torch.autograd.grad(whole.square().sum(), [x, weight])
     monkeypatch.setattr(winograd, "MAX_BUFFER_ELEMENTS", limit)
+    monkeypatch.setattr(winograd, "MAX_WHOLE_ELEMENTS", limit)
     in_parts = winograd_conv(x, weight, None, 4)
     assert error(in_parts, whole) < 1e-6
     for mine, right in zip(torch.autograd.grad(in_parts.square().sum(), [x, weight]), gradients, strict=True):
         assert error(mine, right) < 1e-6
 
 
-@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.integers(1, 400), st.sampled_from([2, 4]))
-def test_parts_cover_every_tile_once(batch, rows, columns, channels, m):
+@given(
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(1, 400),
+    st.sampled_from([2, 4]),
+    st.sampled_from([1, 2**12, 2**21]),
+)
+def test_parts_cover_every_tile_once(batch, rows, columns, channels, m, limit):
     seen = torch.zeros(batch, rows, dtype=torch.int)
-    for part in parts(batch, m * rows, m * columns, channels, m):
+    for part in parts(batch, m * rows, m * columns, channels, m, limit=limit):
         seen[part.images, part.rows] += 1
         assert (part.count, part.height, part.width) == (*seen[part.images, part.rows].shape, columns)
     assert (seen == 1).all()
