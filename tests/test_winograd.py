@@ -135,6 +135,14 @@ def test_sampling_chooses_the_tile_by_the_image_and_not_by_the_batch():
         assert len(chosen) == 1
 
 
+def test_training_takes_tiles_for_few_pixels_where_the_filters_are_many():
+    def chosen(channels: int, batch: int, size: int) -> int:
+        weight, x = torch.empty(channels, channels, 3, 3, device="meta"), torch.empty(batch, channels, size, size, device="meta")
+        return tile_size(x, weight, trains=True)
+
+    assert [chosen(64, 1, 8), chosen(64, 8, 8), chosen(256, 1, 8), chosen(256, 8, 16), chosen(256, 1, 9)] == [0, 2, 2, 4, 0]
+
+
 def test_filters_transform_to_values_at_the_points():
     # F(2 x 2): a filter (g0, g1, g2) is g0 + g1 p + g2 p^2 at the points 0, 1, -1 and at infinity, up to the rows' scales.
     ones = transformed_filters(torch.ones(1, 1, 3, 3), 2).view(4, 4)
