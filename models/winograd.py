@@ -280,7 +280,9 @@ class Winograd(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        x_gradient, weight_gradient = convolve_backward(x, weight, gradients[0], ctx.m, needs_x=needs_x, needs_weight=needs_weight)
+        # The way back may be taken within an autocast that did not hold on the way there.
+        with torch.autocast("cpu", enabled=False):
+            x_gradient, weight_gradient = convolve_backward(x, weight, gradients[0], ctx.m, needs_x=needs_x, needs_weight=needs_weight)
         return x_gradient, weight_gradient, gradients[0].sum(dim=(0, 2, 3)) if needs_bias else None, None
 
 

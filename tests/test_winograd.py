@@ -56,6 +56,14 @@ def test_output_and_gradients_are_the_direct_convolutions(m, batch, inputs, outp
         assert error(mine, right) < 1e-5
 
 
+def test_the_way_back_is_float32_within_an_autocast_too():
+    x, weight = drawn(1, 64, 8, 8).requires_grad_(), drawn(64, 64, 3, 3, seed=1)
+    y = winograd_conv(x, weight, None, 2)
+    expected = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
 def test_without_gradients_the_same_comes_out():
     x, weight, bias = drawn(2, 64, 16, 16), drawn(64, 64, 3, 3, seed=1), drawn(64, seed=2)
     with_gradient = winograd_conv(x.requires_grad_(), weight, bias, 4)
