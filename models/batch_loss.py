@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.catalog import ModelSpec
+from models.devices import onto
 from models.diffusion import Schedule, q_sample
 from models.objectives import contrastive_loss, hybrid_loss
 from models.regions import erased_regions
@@ -41,8 +42,8 @@ def batch_loss(
     """
     sampler = UniformTimesteps(len(schedule)) if timesteps is None else timesteps
     drawn = sampler.draw(len(images), generator)
-    t = drawn.t.to(images.device)
-    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    t = onto(drawn.t, images.device)
+    noise = onto(torch.randn(images.shape, generator=generator), images.device)
     x_t = q_sample(schedule, images, t, noise)
     dropped = torch.rand(len(images), generator=generator) < caption_dropout
     captions = Captions(captions.tokens, captions.mask & ~dropped[:, None]).to(images.device)
@@ -50,14 +51,14 @@ def batch_loss(
     if spec.kind == "noised_clip":
         z_image, z_text = model(x_t, model_t, captions.tokens, captions.lengths)
         z_image, z_text = gather_rows(z_image), gather_rows(z_text)
-        loss = contrastive_loss(z_image, z_text, None if weights is None else gather_rows(weights.to(images.device)))
+        loss = contrastive_loss(z_image, z_text, None if weights is None else gather_rows(onto(weights, images.device)))
         target = torch.arange(len(z_image), device=z_image.device)
         return {"loss": loss, "accuracy": ((z_image @ z_text.T).argmax(dim=1) == target).float().mean()}
     output = model(x_t, model_t, captions.tokens, captions.mask, **beside(spec, images, generator))
     losses = hybrid_loss(schedule, output, images, x_t, t, noise, min_snr_gamma=min_snr_gamma)
     show_losses(sampler, drawn.t, losses.loss)
-    loss = losses.loss if drawn.weights is None else losses.loss * drawn.weights.to(images.device)
-    loss = loss if weights is None else loss * weights.to(images.device)
+    loss = losses.loss if drawn.weights is None else losses.loss * onto(drawn.weights, images.device)
+    loss = loss if weights is None else loss * onto(weights, images.device)
     return {"loss": loss.mean(), "mse": losses.mse.mean(), "vb": losses.vb.mean()}
 
 

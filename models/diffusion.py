@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.devices import onto
 from winnow.errors import ConfigError
 
 ScheduleName = Literal["squaredcos_cap_v2", "linear"]
@@ -75,7 +76,7 @@ class Schedule:
 
     def model_timesteps(self, t: Tensor) -> Tensor:
         """What a network is told at the schedule's own steps `t`."""
-        return torch.as_tensor(self.timesteps, device=t.device)[t]
+        return onto(torch.from_numpy(self.timesteps), t.device)[t]
 
     def respaced(self, kept: Sequence[int]) -> "Schedule":
         """The process that visits only these steps, with the same marginals q(x_t | x_0) there."""
@@ -103,7 +104,7 @@ def make_schedule(name: ScheduleName, num_timesteps: int = 1000) -> Schedule:
 
 def at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
     """Entries of a table at steps `t`, shaped to multiply a batch of images."""
-    return torch.from_numpy(table).to(like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return onto(torch.from_numpy(table), like.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def q_sample(schedule: Schedule, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:

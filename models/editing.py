@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.catalog import ModelSpec
+from models.devices import onto
 from models.diffusion import Change, Schedule, q_sample
 from models.samplers import Sampler
 from models.solvers import ChangeNoised, draw_noise
@@ -124,7 +125,7 @@ def start_from_image(
 
 def noised(image: Tensor, schedule: Schedule, step: int, generators: Sequence[torch.Generator]) -> Tensor:
     """q(x_t | x_0) at a step: images (batch, ...) under noise, each row from its own generator."""
-    noise = draw_noise(generators, image.shape[1:]).to(image)
+    noise = onto(draw_noise(generators, image.shape[1:]), image.device).to(image.dtype)
     return q_sample(schedule, image, torch.full((len(image),), step, device=image.device), noise)
 
 

@@ -6,6 +6,7 @@ convolutions want it, and attention then needs no transposing.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ class NormActivation(torch.autograd.Function):
         eps: float,
         silu: bool,
     ) -> Tensor:
-        x = _dense(x)
+        x = x.contiguous(memory_format=_layout(x))
         y, mean, rstd = _group_norm(x, weight, bias, num_groups, eps)
         ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
         ctx.num_groups, ctx.eps, ctx.silu = num_groups, eps, silu
@@ -122,7 +123,7 @@ class NormActivation(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, scale, shift, mean, rstd = ctx.saved_tensors
-        gradient = _dense(gradients[0])
+        gradient = gradients[0].contiguous(memory_format=_layout(x))
         normed = None
         if ctx.silu or scale is not None:
             normed = _group_norm(x, weight, bias, ctx.num_groups, ctx.eps)[0]
@@ -141,9 +142,23 @@ class NormActivation(torch.autograd.Function):
         return x_gradient, weight_gradient, bias_gradient, scale_gradient, shift_gradient, None, None, None
 
 
-def _dense(x: Tensor) -> Tensor:
-    """Without holes, in whichever of the two layouts it is: the norm's kernels compute anything else as contiguous."""
-    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+def _layout(x: Tensor) -> torch.memory_format:
+    """In which of its two layouts the norm's kernels take x: as it is, if they know it, for they refuse what they do not."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and _norms_channels_last(x.device.type)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@cache
+def _norms_channels_last(device_type: str) -> bool:
+    """Whether a device's kernel of the norm knows channels_last. A GPU's does from torch 2.15 on."""
+    if device_type != "cuda":
+        return True
+    x = torch.zeros(1, 64, 2, 2, device=device_type).contiguous(memory_format=torch.channels_last)
+    try:
+        y = torch.native_group_norm(x, None, None, 1, 64, 4, 32, 1e-5)[0]
+    except RuntimeError:
+        return False
+    return y.is_contiguous(memory_format=torch.channels_last)
 
 
 def _sum_pixels(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.devices import onto
 from winnow.errors import ConfigError
 
 GRID = 64
@@ -68,7 +69,7 @@ def erased_regions(
         # Which images are of a kind is known on the CPU; nothing waits for the device.
         which = chosen.nonzero()[:, 0]
         if len(which):
-            erased[which.to(device)] = paint([values[which].to(device) for values in drawn], rows, columns)
+            erased[onto(which, device)] = paint([onto(values[which], device) for values in drawn], rows, columns)
     if (rows, columns) != (height, width):
         erased = F.interpolate(erased[:, None].float(), size=(height, width), mode="nearest")[:, 0].bool()
     return erased[:, None]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.devices import onto
 from models.diffusion import Change, Prediction, Schedule, ddim_reverse_step, ddim_step, ddpm_step, guided_x_0, predict
 from models.guidance import Denoise, Gradient
 from winnow.errors import ConfigError
@@ -39,7 +40,7 @@ class Process:
 
     def noise_like(self, x: Tensor) -> Tensor:
         """Standard normal noise for x (batch, ...), each row from its own generator."""
-        return draw_noise(self.generators, x.shape[1:]).to(x)
+        return onto(draw_noise(self.generators, x.shape[1:]), x.device).to(x.dtype)
 
     def arrive(self, x_t: Tensor, step: int) -> Tensor:
         """x_t as a step begins."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.devices import onto
 from models.glide_bpe import glide_bpe
 from models.kernels import is_plain
 from models.tokenizers import clip_tokens
@@ -45,7 +46,7 @@ class Captions(NamedTuple):
     """(batch, context) bool: True on real tokens, False on padding. All False is the empty caption."""
 
     def to(self, device: torch.device | str) -> "Captions":
-        return Captions(self.tokens.to(device), self.mask.to(device))
+        return Captions(onto(self.tokens, device), onto(self.mask, device))
 
     @property
     def lengths(self) -> Tensor:

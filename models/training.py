@@ -32,9 +32,10 @@ from models.checkpoints import (
     weights_digest,
 )
 from models.compile_probe import compiled_if_right
+from models.devices import onto
 from models.fine_tuning import start_from
 from models.metrics_log import append_metrics, cut_metrics, read_metrics
-from models.precision import Precision, computing
+from models.precision import Precision, computing, settled_precision
 from models.recipes import RECIPES as RECIPES
 from models.recipes import TrainConfig as TrainConfig
 from models.shard_loader import Batch, batches, to_unit_range
@@ -47,7 +48,7 @@ from winnow.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of the loop: raised when it gives other weights for the same config and shards."""
 
 PROBE_IMAGES = 4
@@ -228,14 +229,18 @@ class Trainer:
         if self.config.compile:
             few = min(len(pixels), PROBE_IMAGES)
 
-            def loss(forward: nn.Module) -> Tensor:
+            def loss(forward: nn.Module, precision: Precision = self.config.precision) -> Tensor:
                 generator = torch.Generator().manual_seed(0)
-                with computing(self.device, self.config.precision):
+                with computing(self.device, precision):
                     some = Captions(captions.tokens[:few], captions.mask[:few])
                     return batch_loss(forward, self.spec, self.schedule, pixels[:few], some, generator=generator)["loss"]
 
+            def exact(forward: nn.Module) -> Tensor:
+                return loss(forward, "float32")
+
             state = torch.random.get_rng_state()
-            model = compiled_if_right(self.model, loss, tolerance=PROBE_TOLERANCE[self.config.precision])
+            settled = settled_precision(self.device, self.config.precision)
+            model = compiled_if_right(self.model, loss, tolerance=PROBE_TOLERANCE[settled], exact=None if settled == "float32" else exact)
             torch.random.set_rng_state(state)
         return DistributedDataParallel(model) if self.world > 1 else model
 
@@ -243,7 +248,7 @@ class Trainer:
         seed = step_seed(self.config.seed, self.step, self.rank)
         torch.manual_seed(seed)  # dropout, inside the network
         generator = torch.Generator().manual_seed(seed)  # what is drawn here, on the CPU: the same on every device
-        pixels = to_unit_range(images.to(self.device))
+        pixels = to_unit_range(onto(images, self.device))
         if self.forward is None:
             self.forward = self._made_forward(pixels, captions)
         self.optimizer.zero_grad(set_to_none=True)  # before the forward pass: its memory is needed there
@@ -316,11 +321,19 @@ class Trainer:
         for mine, name in zip(self.ema, self.names, strict=True):
             mine.copy_(checkpoint.ema[name])
         state = {
-            i: {key: checkpoint.optimizer[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for i, name in enumerate(self.names)
+            i: {
+                "step": checkpoint.optimizer[f"{name}/step"],
+                **{key: laid_out_like(weight, checkpoint.optimizer[f"{name}/{key}"]) for key in ("exp_avg", "exp_avg_sq")},
+            }
+            for i, (name, weight) in enumerate(zip(self.names, self.parameters, strict=True))
         }
         self.timesteps.take({key: checkpoint.optimizer[f"{TIMESTEPS}/{key}"] for key in self.timesteps.state()})
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def laid_out_like(weight: Tensor, moment: Tensor) -> Tensor:
+    """A weight's moment from a file in the layout of the weight, which on a GPU is another: the fused optimizer wants both alike."""
+    return moment if moment.stride() == weight.stride() else torch.empty_like(weight).copy_(moment)
 
 
 def make_optimizer(parameters: list[nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -10,7 +10,7 @@ How exact: relative L2 errors of an output are 4e-7 for m = 2 and 1.8e-6 for m =
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -18,9 +18,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 MAX_BUFFER_ELEMENTS = 1 << 21
-"""Of one intermediate array: larger convolutions run in parts. 8 MiB: the best of 2^17 to 2^23 on the sizes of the base model."""
+"""Of one intermediate array: larger convolutions run in parts. 8 MiB: the best of 2^17 to 2^23 on the sizes of the base model, and
+below the 32 MiB from which on C libraries get each array from the system anew, which takes longer than filling it."""
+MAX_WHOLE_ELEMENTS = 6 << 20
+"""Of transformed filters in training: more are worked on in blocks."""
 MIN_CHANNELS = 64
 """On both sides: below, the transforms cost more than they save."""
+WIDE = 256
+"""Channels on both sides, from which on training takes tiles for however few pixels: direct convolutions spend too long on the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +82,12 @@ _packed: MutableMapping[Tensor, tuple[tuple[int, int, int], Tensor]] = WeakTenso
 
 
 def packed_filters(weight: Tensor, m: int) -> Tensor:
-    """As `transformed_filters`, kept as long as the weight is and does not change: for sampling, where it is used at every step."""
+    """Filters (out, in, 3, 3) as (a^2, in, out), kept as long as the weight is and does not change: for sampling, which uses them at
+    every step. In this order matrix products need not turn them around."""
     key = (m, *state_of(weight))
     found = _packed.get(weight)
     if found is None or found[0] != key:
-        found = _packed[weight] = (key, transformed_filters(weight.detach(), m))
+        found = _packed[weight] = (key, transformed_filters(weight.detach(), m).transpose(1, 2).contiguous())
     return found[1]
 
 
@@ -109,10 +115,10 @@ class Part:
         return self.count * self.height * self.width
 
 
-def parts(batch: int, height: int, width: int, channels: int, m: int) -> Iterator[Part]:
-    """Cuts (batch, height, width) into parts whose arrays hold at most MAX_BUFFER_ELEMENTS numbers, one row of tiles at least."""
+def parts(batch: int, height: int, width: int, channels: int, m: int, *, limit: int) -> Iterator[Part]:
+    """Cuts (batch, height, width) into parts whose arrays hold at most `limit` numbers, one row of tiles at least."""
     rows, columns = height // m, width // m
-    fitting = max(1, MAX_BUFFER_ELEMENTS // ((m + 2) ** 2 * columns * channels))
+    fitting = max(1, limit // ((m + 2) ** 2 * columns * channels))
     if fitting >= rows:
         step = fitting // rows
         for begin in range(0, batch, step):
@@ -123,6 +129,35 @@ def parts(batch: int, height: int, width: int, channels: int, m: int) -> Iterato
         for begin in range(0, rows, fitting):
             end = min(begin + fitting, rows)
             yield Part(slice(image, image + 1), slice(begin, end), end - begin, columns, 1)
+
+
+class Filters:
+    """The filters of a weight (out, in, 3, 3) for one use: transformed whole if they are few, otherwise block by block, again for each
+    part of the images. A block stays in the cache, where the whole would go to memory and come back."""
+
+    def __init__(self, weight: Tensor, m: int) -> None:
+        self.weight, self.m = weight, m
+        outputs, inputs = weight.shape[:2]
+        self.num_elements = (m + 2) ** 2 * outputs * inputs
+        self.are_few = self.num_elements <= MAX_WHOLE_ELEMENTS
+        # In full vectors: a matrix product of 151 columns takes as long as one of 192.
+        step = outputs if self.are_few else max(1, MAX_BUFFER_ELEMENTS // ((m + 2) ** 2 * inputs * 64)) * 64
+        self.blocks = [slice(begin, min(begin + step, outputs)) for begin in range(0, outputs, step)]
+        """Of output channels."""
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return transformed_filters(self.weight, self.m)
+
+    def __getitem__(self, block: slice) -> Tensor:
+        """(a^2, channels of the block, in)."""
+        return self._whole if self.are_few else transformed_filters(self.weight[block], self.m)
+
+    def parts(self, x: Tensor) -> Iterator[Part]:
+        """Parts of x: larger where there are several blocks, so that their transforms stay the smaller share of the work."""
+        batch, inputs, height, width = x.shape
+        limit = MAX_BUFFER_ELEMENTS if self.are_few else self.num_elements
+        return parts(batch, height, width, max(inputs, len(self.weight)), self.m, limit=limit)
 
 
 def padded(x: Tensor) -> Tensor:
@@ -155,21 +190,39 @@ def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, m: int) -> Tensor:
     """(batch, in, height, width) to (batch, out, height, width), channels_last; height and width are multiples of m.
 
     Args:
-        filters: (a^2, out, in), from `transformed_filters`.
+        filters: (a^2, in, out), from `packed_filters`.
     """
     kind = transform(m)
     batch, inputs, height, width = x.shape
-    outputs = filters.shape[1]
+    outputs = filters.shape[2]
     frame = padded(x)
     y = x.new_empty(batch, height, width, outputs)
-    for part in parts(batch, height, width, max(inputs, outputs), m):
-        products = torch.bmm(image_numbers(frame, part, kind), filters.transpose(1, 2))
-        pixels = (kind.output @ products.view(kind.a**2, -1)).view(m, m, part.count, part.height, part.width, outputs)
-        target = tiles(y, part, m, m)
-        if bias is None:
-            target.copy_(pixels)
-        else:
-            torch.add(pixels, bias, out=target)
+    for part in parts(batch, height, width, max(inputs, outputs), m, limit=MAX_BUFFER_ELEMENTS):
+        put_pixels(tiles(y, part, m, m), torch.bmm(image_numbers(frame, part, kind), filters), bias, kind)
+    return y.permute(0, 3, 1, 2)
+
+
+def put_pixels(target: Tensor, products: Tensor, bias: Tensor | None, kind: Transform) -> None:
+    """Products (a^2, tiles, out) as pixels (m, m, images, rows, columns, out) to where they belong."""
+    pixels = (kind.output @ products.view(kind.a**2, -1)).view(target.shape)
+    if bias is None:
+        target.copy_(pixels)
+    else:
+        torch.add(pixels, bias, out=target)
+
+
+def convolve_forward(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+    """As `convolve`, for filters (out, in, 3, 3) that are used once: transformed in blocks, which never leave the cache."""
+    kind = transform(m)
+    batch, _, height, width = x.shape
+    frame = padded(x)
+    y = x.new_empty(batch, height, width, len(weight))
+    filters = Filters(weight, m)
+    for part in filters.parts(x):
+        numbers, target = image_numbers(frame, part, kind), tiles(y, part, m, m)
+        for block in filters.blocks:
+            products = torch.bmm(numbers, filters[block].transpose(1, 2))
+            put_pixels(target[..., block], products, None if bias is None else bias[block], kind)
     return y.permute(0, 3, 1, 2)
 
 
@@ -179,24 +232,26 @@ def convolve_backward(
     """Gradients with respect to x and weight, by the transposed algorithm: each constant matrix transposed, in reverse order."""
     kind = transform(m)
     batch, inputs, height, width = x.shape
-    outputs = weight.shape[0]
     gradient = gradient.permute(0, 2, 3, 1).contiguous()
-    filters = transformed_filters(weight, m) if needs_x else None
     frame = padded(x) if needs_weight else None
     frame_gradient = x.new_zeros(batch, height + 2, width + 2, inputs) if needs_x else None
-    filter_gradient = x.new_zeros(kind.a**2, outputs, inputs) if needs_weight else None
-    for part in parts(batch, height, width, max(inputs, outputs), m):
-        gathered = tiles(gradient, part, m, m).reshape(m * m, -1)
-        products = (kind.output.T @ gathered).view(kind.a**2, part.num_tiles, outputs)
-        if frame is not None and filter_gradient is not None:
-            filter_gradient.baddbmm_(products.transpose(1, 2), image_numbers(frame, part, kind))
-        if filters is not None and frame_gradient is not None:
-            pieces = kind.image.T @ torch.bmm(products, filters).view(kind.a**2, -1)
-            add_tiles(frame_gradient, part, pieces.view(kind.a, kind.a, part.count, part.height, part.width, inputs), m)
+    weight_gradient = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs_weight else None
+    filters = Filters(weight, m)
+    for part in filters.parts(x):
+        source = tiles(gradient, part, m, m)
+        numbers = None if frame is None else image_numbers(frame, part, kind)
+        pieces = None
+        for block in filters.blocks:
+            products = (kind.output.T @ source[..., block].reshape(m * m, -1)).view(kind.a**2, part.num_tiles, -1)
+            if numbers is not None and weight_gradient is not None:
+                filter_gradient = torch.bmm(products.transpose(1, 2), numbers)
+                weight_gradient[block].view(-1, 9).addmm_(filter_gradient.view(kind.a**2, -1).T, kind.filters)
+            if needs_x:
+                pieces = torch.bmm(products, filters[block]) if pieces is None else pieces.baddbmm_(products, filters[block])
+        if pieces is not None and frame_gradient is not None:
+            shape = (kind.a, kind.a, part.count, part.height, part.width, inputs)
+            add_tiles(frame_gradient, part, (kind.image.T @ pieces.view(kind.a**2, -1)).view(shape), m)
     x_gradient = None if frame_gradient is None else frame_gradient[:, 1:-1, 1:-1].contiguous().permute(0, 3, 1, 2)
-    weight_gradient = None
-    if filter_gradient is not None:
-        weight_gradient = (filter_gradient.view(kind.a**2, -1).T @ kind.filters).view(weight.shape)
     return x_gradient, weight_gradient
 
 
@@ -218,14 +273,16 @@ class Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.m = m
-        return convolve(x, transformed_filters(weight, m), bias, m)
+        return convolve_forward(x, weight, bias, m)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        x_gradient, weight_gradient = convolve_backward(x, weight, gradients[0], ctx.m, needs_x=needs_x, needs_weight=needs_weight)
+        # The way back may be taken within an autocast that did not hold on the way there.
+        with torch.autocast("cpu", enabled=False):
+            x_gradient, weight_gradient = convolve_backward(x, weight, gradients[0], ctx.m, needs_x=needs_x, needs_weight=needs_weight)
         return x_gradient, weight_gradient, gradients[0].sum(dim=(0, 2, 3)) if needs_bias else None, None
 
 
@@ -243,7 +300,7 @@ def tile_size(x: Tensor, weight: Tensor, *, trains: bool) -> int:
         return 4 if fours and height * width >= 256 else 2
     if fours and batch * height * width >= 48 * 16:
         return 4
-    return 2 if batch * height * width >= 128 * 4 else 0
+    return 2 if batch * height * width >= 128 * 4 or min(weight.shape[:2]) >= WIDE else 0
 
 
 def winograd_conv(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:

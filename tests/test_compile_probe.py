@@ -100,6 +100,24 @@ def test_a_wrong_loss_and_a_gradient_that_is_no_number_are_differences(model):
     assert difference(model, Compiled(model, gradient=1.01), loss, tolerance=0.5) is None
 
 
+def test_in_bfloat16_a_compiler_may_round_as_eager_does_and_not_err_beyond(model):
+    def rounded(forward: nn.Module) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(forward)
+
+    class RoundsOtherwise(Compiled):
+        """The model computed in float32: as far from the eager one as bfloat16 is, and nearer to the truth."""
+
+        def forward(self, *given, **beside):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(*given, **beside)
+
+    other = RoundsOtherwise(model)
+    assert difference(model, other, rounded, tolerance=5e-2) is not None
+    assert difference(model, other, rounded, tolerance=5e-2, exact=loss) is None
+    assert difference(model, RoundsOtherwise(model, gradient=1.5), rounded, tolerance=5e-2, exact=loss) is not None
+
+
 def test_a_compiler_that_fails_is_told_and_not_needed(model, caplog):
     with caplog.at_level(logging.WARNING):
         assert compiled_if_right(model, loss, tolerance=1e-3, compiler=lambda one: Compiled(one, fails=True)) is model
@@ -112,7 +130,8 @@ def test_training_asks_the_probe_and_goes_on_without_a_wrong_compiler(tmp_path, 
     settings = {"model": "tiny-base", "num_steps": 1, "batch_size": 4, "lr": 1e-3, "log_every": 1, "checkpoint_every": 1}
     used: list[nn.Module] = []
 
-    def probed(model, loss, *, tolerance):
+    def probed(model, loss, *, tolerance, exact):
+        assert exact is None  # in float32 the eager gradients are the exact ones
         forward = compiled_if_right(model, loss, tolerance=tolerance, compiler=lambda one: Compiled(one, gradient=factor))
         used.append(forward)
         return forward

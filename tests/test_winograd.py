@@ -56,6 +56,14 @@ def test_output_and_gradients_are_the_direct_convolutions(m, batch, inputs, outp
         assert error(mine, right) < 1e-5
 
 
+def test_the_way_back_is_float32_within_an_autocast_too():
+    x, weight = drawn(1, 64, 8, 8).requires_grad_(), drawn(64, 64, 3, 3, seed=1)
+    y = winograd_conv(x, weight, None, 2)
+    expected = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
 def test_without_gradients_the_same_comes_out():
     x, weight, bias = drawn(2, 64, 16, 16), drawn(64, 64, 3, 3, seed=1), drawn(64, seed=2)
     with_gradient = winograd_conv(x.requires_grad_(), weight, bias, 4)
@@ -65,20 +73,28 @@ def test_without_gradients_the_same_comes_out():
 
 @pytest.mark.parametrize("limit", [1, 5_000, 40_000])
 def test_work_in_parts_is_the_same_work(monkeypatch, limit):
-    x, weight = drawn(3, 16, 16, 12).requires_grad_(), drawn(24, 16, 3, 3, seed=1).requires_grad_()
+    x, weight = drawn(3, 16, 16, 12).requires_grad_(), drawn(150, 16, 3, 3, seed=1).requires_grad_()
     whole = winograd_conv(x, weight, None, 4)
     gradients = torch.autograd.grad(whole.square().sum(), [x, weight])
     monkeypatch.setattr(winograd, "MAX_BUFFER_ELEMENTS", limit)
+    monkeypatch.setattr(winograd, "MAX_WHOLE_ELEMENTS", limit)
     in_parts = winograd_conv(x, weight, None, 4)
     assert error(in_parts, whole) < 1e-6
     for mine, right in zip(torch.autograd.grad(in_parts.square().sum(), [x, weight]), gradients, strict=True):
         assert error(mine, right) < 1e-6
 
 
-@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.integers(1, 400), st.sampled_from([2, 4]))
-def test_parts_cover_every_tile_once(batch, rows, columns, channels, m):
+@given(
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(1, 400),
+    st.sampled_from([2, 4]),
+    st.sampled_from([1, 2**12, 2**21]),
+)
+def test_parts_cover_every_tile_once(batch, rows, columns, channels, m, limit):
     seen = torch.zeros(batch, rows, dtype=torch.int)
-    for part in parts(batch, m * rows, m * columns, channels, m):
+    for part in parts(batch, m * rows, m * columns, channels, m, limit=limit):
         seen[part.images, part.rows] += 1
         assert (part.count, part.height, part.width) == (*seen[part.images, part.rows].shape, columns)
     assert (seen == 1).all()
@@ -125,6 +141,14 @@ def test_sampling_chooses_the_tile_by_the_image_and_not_by_the_batch():
     for size in (4, 8, 12, 16, 64):
         chosen = {tile_size(torch.empty(batch, 64, size, size, device="meta"), weight, trains=False) for batch in (1, 7, 100)}
         assert len(chosen) == 1
+
+
+def test_training_takes_tiles_for_few_pixels_where_the_filters_are_many():
+    def chosen(channels: int, batch: int, size: int) -> int:
+        weight, x = torch.empty(channels, channels, 3, 3, device="meta"), torch.empty(batch, channels, size, size, device="meta")
+        return tile_size(x, weight, trains=True)
+
+    assert [chosen(64, 1, 8), chosen(64, 8, 8), chosen(256, 1, 8), chosen(256, 8, 16), chosen(256, 1, 9)] == [0, 2, 2, 4, 0]
 
 
 def test_filters_transform_to_values_at_the_points():
