@@ -29,9 +29,9 @@ from winnow.workspace import decisions, manifest_part, raw_tar
 LABELS = "labels/labels.sqlite"
 
 
-def make_world(root: Path) -> Storage:
+def make_world(root: Path, *, parts: int = 2) -> Storage:
     """A fake run with real shards."""
-    storage = make_workspace(root)
+    storage = make_workspace(root, parts=parts)
     storage.remove_folder("shards")
     for stage in ("shard", LAY):
         storage.remove_folder(f"receipts/{stage}")
