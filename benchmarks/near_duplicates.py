@@ -279,8 +279,8 @@ def made_up(count: int, dim: int, copies: float, rng: np.random.Generator, *, cl
     return made
 
 
-def write_partitions(folder: Path, made: Images, rows: int) -> dict[str, str]:
-    """Embeddings of made-up images, so many a partition; partition -> a digest."""
+def write_partitions(folder: Path, made: Images, rows: int, first: int = 0) -> dict[str, str]:
+    """Embeddings of made-up images, so many a partition, numbered from `first` on; partition -> a digest."""
     import pyarrow as pa
 
     from winnow.storage import Storage
@@ -288,15 +288,26 @@ def write_partitions(folder: Path, made: Images, rows: int) -> dict[str, str]:
     from winnow.workspace import embeddings
 
     storage, digests = Storage(str(folder)), {}
-    for number, start in enumerate(range(0, len(made), rows)):
+    for number, start in enumerate(range(0, len(made), rows), first):
         here = np.arange(start, min(start + rows, len(made)))
         part = made.take(here)
         feature = pa.FixedSizeListArray.from_arrays(pa.array(made.vectors[here].ravel()), made.vectors.shape[1])
-        columns = {"uid": pa.array(part.uids.astype("U32")), "feature": feature, "dhash": part.dhashes.view(np.int64)}
-        name = f"{number:05}-{number:08x}"
+        uids = [f"{number:08x}{place:024x}" for place in range(len(part))]
         ones = pa.array(np.ones(len(part), np.int32))
-        write_table(storage, embeddings(name), pa.table({**columns, "width": pa.array(part.pixels.astype(np.int32)), "height": ones}))
+        columns = {"uid": uids, "feature": feature, "dhash": part.dhashes.view(np.int64), "height": ones}
+        name = f"{number:05}-{number:08x}"
+        write_table(storage, embeddings(name), pa.table({**columns, "width": pa.array(part.pixels.astype(np.int32))}))
         digests[name] = f"{number}"
+    return digests
+
+
+def write_many(folder: Path, partitions: int, rows: int, dim: int) -> dict[str, str]:
+    """As `write_partitions`, made some at a time: copies and clusters lie in partitions next to each other."""
+    digests: dict[str, str] = {}
+    while len(digests) < partitions:
+        count = min(max(1, 50_000 // rows), partitions - len(digests))
+        made = made_up(count * rows, dim, 0.2, np.random.default_rng((1, len(digests))))
+        digests |= write_partitions(folder, made, rows, len(digests))
     return digests
 
 
@@ -343,15 +354,14 @@ def cells(count: int, dim: int, clusters: bool) -> None:
             print(f"{line}, recall {recall:.4f}, {more} not in exact")
 
 
-def growth(rows: int, dim: int) -> None:
+def growth(rows: int, dim: int, cell_rows: int) -> None:
     """Ten times the partitions, and one in a hundred more."""
-    for kind, config in (("exact", DuplicateConfig(exact_rows=10**9)), ("cells", DuplicateConfig(exact_rows=1, cell_rows=512))):
+    for kind, config in (("exact", DuplicateConfig(exact_rows=10**9)), ("cells", DuplicateConfig(exact_rows=1, cell_rows=cell_rows))):
         for partitions in (10, 100):
             with tempfile.TemporaryDirectory() as scratch:
-                made = made_up((partitions + partitions // 100) * rows, dim, 0.2, np.random.default_rng(1))
-                digests = write_partitions(Path(scratch), made, rows)
+                digests = write_many(Path(scratch), partitions + partitions // 100, rows, dim)
                 seconds, peak, _ = searched(scratch, config, dict(list(digests.items())[:partitions]))
-                line = f"{kind}, {partitions} partitions of {rows:,}: {seconds:.1f} CPU s ({seconds / partitions:.2f} each), {peak:,} MiB"
+                line = f"{kind}, {partitions} partitions of {rows:,}: {seconds:.2f} CPU s ({seconds / partitions:.3f} each), {peak:,} MiB"
                 if len(digests) > partitions:
                     more, _, _ = searched(scratch, config, digests)
                     line += f"; {len(digests) - partitions} more: {more:.2f} s ({more / seconds:.1%})"
@@ -367,6 +377,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=3_000, help="drawn scenes (world)")
     parser.add_argument("--rows", type=int, default=0, help="made-up images (cells: all, growth: a partition)")
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--cell-rows", type=int, default=512, help="images a cell, on average (growth)")
     parser.add_argument("--model", default="demo", help="the CLIP (quality, world): demo, or ViT-B-16 where its weights are")
     arguments = parser.parse_args()
     MODEL[0] = arguments.model
@@ -383,7 +394,7 @@ def main() -> None:
         for clusters in (True, False):
             cells(arguments.rows or 40_000, arguments.dim, clusters)
     else:
-        growth(arguments.rows or 500, arguments.dim)
+        growth(arguments.rows or 500, arguments.dim, arguments.cell_rows)
 
 
 if __name__ == "__main__":
