@@ -31,6 +31,7 @@ from winnow.errors import ConfigError
 from winnow.partitions import EVERY_CPU
 from winnow.shards import ShardConfig
 from winnow.storage import Storage
+from winnow.yaml_text import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,9 +139,11 @@ def read_config(path: str) -> RunConfig:
         ConfigError: no such file, no YAML, or a setting that is unknown or wrong.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = read_yaml(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"there is no config {path}") from None
+    except OSError as problem:
+        raise ConfigError(f"config {path} cannot be read: {problem.strerror}") from problem
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{path} is not YAML: {problem}") from problem
     if not isinstance(values, dict):
@@ -176,7 +179,7 @@ def _line(error: dict[str, Any]) -> str:
     """One of pydantic's errors as a sentence; an unknown setting gets the list of the known ones."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] != "unexpected_keyword_argument":
-        return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ')}"
+        return f"{where or 'config'}: {error['msg'].removeprefix('Value error, ').replace('a valid tuple', 'a list')}"
     kind: Any = RunConfig
     for part in error["loc"][:-1]:
         # A number or a key steps into a list or dict of one kind of settings: the kind stays.

@@ -26,7 +26,7 @@ from winnow.later import Later, forget_later, list_later
 from winnow.manifest import build_manifest, load_manifest
 from winnow.partitions import StageRun, run_step
 from winnow.receipts import Work, list_done, read_receipts
-from winnow.report.counts import CAUSES
+from winnow.report.counts import CAUSES, explain_cause
 from winnow.storage import Storage
 from winnow.workspace import open_workspace
 
@@ -54,6 +54,7 @@ def download_stage(config: RunConfig) -> StageRun:
     now = time.time()
     due = [name for name, entry in earlier.items() if entry.is_due(config.download.later, now)]
     result = _download(storage, config, partitions, earlier, {name: {"again": (PASSING,)} for name in due})
+    _tell_if_nothing_came(storage, result)
     remove_journals(storage)
     heed_opt_outs(storage, config)  # only now are the images' digests known
     return result
@@ -81,6 +82,20 @@ def retry_stage(config: RunConfig, causes: tuple[str, ...]) -> StageRun:
     heed_opt_outs(storage, config)
     mended = result.counts["downloaded"] - before
     return replace(result, stage="retry", counts={"mended": mended, "failed_still": result.counts["failed"]})
+
+
+def _tell_if_nothing_came(storage: Storage, result: StageRun) -> None:
+    """Where not one url gave an image the cause is one for all, and changing a config does not ask again by itself."""
+    if result.counts.get("downloaded") or not result.counts.get("failed"):
+        return
+    receipt = read_receipts(storage, downloading.STAGE, [result.partitions[0].partition])[0]
+    causes = sorted(receipt.facts["causes"], key=lambda cause: -receipt.facts["causes"][cause])
+    logger.warning(
+        "download: no url gave an image. In %s: %s. Once that is mended, `winnow retry CONFIG --cause %s` asks again (docs/download.md)",
+        receipt.partition,
+        "; ".join(f"{receipt.facts['causes'][cause]:,} {cause}: {explain_cause(f'download:{cause}')}" for cause in causes[:3]),
+        causes[0],
+    )
 
 
 def _download(

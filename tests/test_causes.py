@@ -93,6 +93,19 @@ def test_a_retry_keeps_what_a_killed_download_has_fetched_so_far(run_config: Run
     assert not journal.folder.exists()
 
 
+def test_a_download_that_brought_nothing_says_why_and_how_to_ask_again(run_config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    download_stage(run_config)
+    assert not caplog.records  # one image came
+    settings = replace(run_config.download, allow=(), contact="you@example.org")
+    nobody = replace(run_config, workspace=f"{run_config.workspace}-2", download=settings)
+    storage = Storage(nobody.workspace)
+    listed(storage, ["http://127.0.0.1:9/a", "http://127.0.0.1:9/b"])
+    storage.write_text("manifest/index.json", json.dumps({"partitions": [{"name": PART}]}))
+    download_stage(nobody)
+    assert "no url gave an image" in caplog.text and "2 private_address: The address leads into" in caplog.text
+    assert "winnow retry CONFIG --cause private_address" in caplog.text
+
+
 def test_an_unknown_cause_is_refused_by_name(run_config: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"there is no cause 'timeouts'\. Choose from: passing, http_<status>, .*timeout"):
         retry_stage(run_config, ("timeouts",))

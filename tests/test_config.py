@@ -67,7 +67,15 @@ def test_a_url_is_no_path(tmp_path: Path) -> None:
     assert read_config(str(tmp_path / "run.yaml")).workspace == "s3://bucket/run"
 
 
-@pytest.mark.parametrize(("text", "message"), [(": :", "is not YAML"), ("- a list", "must hold settings")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (": :", "is not YAML"),
+        ("- a list", "must hold settings"),
+        ("filters: [people]\nworkspace: w\nfilters: [violence]", "'filters' is given twice\n.*line 3"),
+        ("workspace: w\nmanifest: m\nfilters: people", "filters: Input should be a list"),
+    ],
+)
 def test_a_file_that_is_no_config_says_so(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):

@@ -302,6 +302,7 @@ Make = Callable[[Path], Path]
 Case = tuple[Callable[[Path], Any], str]
 WRONG: dict[str, Case] = {
     "no such manifest": (lambda folder: folder / "absent.yaml", "absent.yaml cannot be read: No such file"),
+    "a name twice": (lambda folder: write(folder / "m.yaml", b"name: a\nname: b"), "'name' is given twice"),
     "not YAML": (lambda folder: write(folder / "m.yaml", b"a: [1"), "m.yaml is not YAML"),
     "empty YAML": (lambda folder: write(folder / "m.yaml", b""), r"expected keys and values \(name, sources\), got NoneType"),
     "unknown key": (lambda folder: write_yaml(folder, licence="x"), "unknown key 'licence'. Known are name, sources"),

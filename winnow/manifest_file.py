@@ -14,6 +14,7 @@ import yaml
 from winnow.errors import ManifestError
 from winnow.object_store import open_store
 from winnow.sources import FORMATS, Source, check_source
+from winnow.yaml_text import read_yaml
 
 MANIFEST_KEYS = ("name", "sources")
 SOURCE_KEYS = {
@@ -45,7 +46,7 @@ def load_manifest(path: str | Path) -> Manifest:
     except OSError as problem:
         raise ManifestError(f"manifest {path} cannot be read: {problem.strerror}. Give the path of a YAML file.") from problem
     try:
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise ManifestError(f"manifest {path} is not YAML: {problem}") from problem
     content = _mapping(content, str(path), MANIFEST_KEYS, required=("sources",))

@@ -172,8 +172,10 @@ def read_settings(path: str) -> PlanSettings:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
+    from winnow.yaml_text import read_yaml
+
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = read_yaml(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"there is no plan {path}; docs/plan.md has one to start from") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
