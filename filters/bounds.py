@@ -76,7 +76,7 @@ def threshold_for_miss_rate(positive_scores: np.ndarray, max_miss_rate: float, c
     if k == 0:
         raise NotEnoughLabels(
             f"{n} held-out positives cannot prove a miss rate of {max_miss_rate:.1%} at {confidence:.0%} confidence. "
-            f"Label at least {positives_needed(max_miss_rate, confidence)}, or ask for less in filters/catalog.py (max_miss_rate)."
+            f"Label at least {positives_needed(max_miss_rate, confidence)}, or promise less (learn.promises in a run's config)."
         )
     return Threshold(
         value=float(np.partition(scores, k - 1)[k - 1]),
