@@ -223,7 +223,7 @@ def _prepare(
     lacking = [text for spec in specs if (text := what_is_missing(spec, settings, tables[spec.name], final=final))]
     if lacking:
         raise NotEnoughLabels(
-            "\n".join(lacking) + "\nLabel them, raise the numbers in learn.plan, or promise less (learn.promises), see docs/certificates.md."
+            "\n".join(lacking) + "\nLabel them, raise the numbers in learn.plan, or promise less (learn.promises), docs/certificates.md."
         )
     for spec in specs:
         folder = filter_folder(spec.name, works[spec.name].unhashed["version"])
