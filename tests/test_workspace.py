@@ -55,7 +55,8 @@ def test_a_second_run_is_refused_and_told_who_holds_the_workspace(tmp_path: Path
         storage = open_workspace(str(tmp_path / "run"))
         with (
             pytest.raises(
-                WorkspaceBusy, match=rf'is in use by another run .*"pid": {holder.pid}.* Wait for it to end \(--wait SECONDS\), stop it'
+                WorkspaceBusy,
+                match=rf"is in use by another run \(process {holder.pid} on .*\)\. Wait for it to end \(--wait SECONDS\), stop it",
             ),
             locked(storage),
         ):

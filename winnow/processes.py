@@ -1,5 +1,6 @@
 """Which process it was that holds a lock or runs a stage, and whether it still runs."""
 
+import json
 import os
 import socket
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ class Process:
     def has_ended(self) -> bool:
         """Whether it certainly ran here and is gone; False whenever that cannot be known."""
         return bool(self.machine) and self.machine == _machine() and _started(self.pid) != self.started
+
+
+def holder_text(lock: str) -> str:
+    """Who holds a lock, for people, from what the lock says: `process 12 on host: winnow run photos.yaml`."""
+    try:
+        content = json.loads(lock)
+        return f"process {content['pid']} on {content['host']}: {content['command']}"
+    except (ValueError, KeyError, TypeError):
+        return "it does not say which"  # just starting, or no lock of ours
 
 
 def _machine() -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from winnow.errors import StorageError, WorkspaceBusy, WorkspaceLost
 from winnow.object_store import ObjectStore
-from winnow.processes import Process
+from winnow.processes import Process, holder_text
 
 logger = logging.getLogger(__name__)
 
@@ -160,4 +160,4 @@ def _holder(content: dict[str, Any]) -> Process:
 
 
 def _told(content: dict[str, Any]) -> str:
-    return json.dumps({key: content[key] for key in ("pid", "host", "command") if key in content})
+    return holder_text(json.dumps(content))

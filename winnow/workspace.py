@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from winnow.errors import ConfigError, WorkspaceBusy, WorkspaceLost
+from winnow.processes import holder_text
 from winnow.storage import Storage, fence
 
 LOCK = ".lock"
@@ -175,7 +176,7 @@ def _locked_disk(storage: Storage, wait_seconds: float) -> Iterator[str]:
             if time.monotonic() >= deadline:
                 stream.seek(0)
                 raise WorkspaceBusy(
-                    f"workspace {storage.url} is in use by another run ({stream.read().strip() or 'just starting'}). "
+                    f"workspace {storage.url} is in use by another run ({holder_text(stream.read())}). "
                     "Wait for it to end (--wait SECONDS), stop it, or use another workspace."
                 )
             time.sleep(min(1.0, wait_seconds / 20))
