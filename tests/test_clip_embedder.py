@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from models.clip_embedder import Clip, ClipConfig, Weights, load_clip, resolve_weights
+from models.clip_embedder import Clip, ClipConfig, QuickGelu, Weights, load_clip, resolve_weights
 from models.crop_stream import embed_images
 from models.crops import crops_of
 from winnow.errors import CheckpointError, ConfigError, MissingWeights
@@ -120,6 +120,20 @@ def test_openai_weights_run_with_the_quick_gelu_they_were_trained_with(tmp_path:
     with torch.inference_mode():
         assert torch.equal(loaded.network.encode_image(pixels), reference.eval().encode_image(pixels))
     assert loaded.dim == 512 and loaded.image_size_px == 224
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_gelu_in_parts_is_open_clips_to_the_last_bit(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 41, 24, generator=torch.Generator().manual_seed(0)).mul(4).to(dtype)
+    expected = open_clip.transformer.QuickGELU()(x)
+    with torch.no_grad():
+        assert torch.equal(QuickGelu()(x), expected)
+        turned = x.transpose(0, 1)  # as networks lay sequences out
+        assert torch.equal(QuickGelu()(turned), expected.transpose(0, 1))
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(
+        torch.autograd.grad(QuickGelu()(leaf).sum(), leaf)[0], torch.autograd.grad(open_clip.transformer.QuickGELU()(leaf).sum(), leaf)[0]
+    )
 
 
 def test_a_weights_file_that_does_not_exist_says_what_to_fetch() -> None:
