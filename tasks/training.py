@@ -1,7 +1,11 @@
 """Training of the run's models on its shards. The loop is in models/training.py, its launch on Ray Train in models/launch.py."""
 
+import contextlib
 import json
 import logging
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +118,8 @@ def train_model(
     else:
         keep_apart_on_store(storage, folder, purpose)
     start_ray(num_workers)
-    summary = launch(config, data, storage.place(folder), num_workers=num_workers, use_gpu=use_gpu, init_from=start)
+    with ctrl_c():
+        summary = launch(config, data, storage.place(folder), num_workers=num_workers, use_gpu=use_gpu, init_from=start)
     final = f"{folder}/{summary.checkpoint}"
     return Outcome(
         outputs=(*storage.walk(final), f"{folder}/metrics.jsonl"),
@@ -146,3 +151,18 @@ def _aside(folder: Path, purpose: dict[str, Any]) -> Path:
 
 
 train = stage_task(train_stage, name="train", timeout_hours=30 * 24)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C stays what it is elsewhere. Ray Train takes SIGINT for itself, ends the process by `sys.exit`, and never gives it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray does not touch it then
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
