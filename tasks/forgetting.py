@@ -52,7 +52,10 @@ def settings_of(where: str) -> RunConfig:
     if not storage.exists("run.json"):
         raise ConfigError(f"{where} holds no run.json, so its label store is not known: give the config it was made with instead")
     values = json.loads(storage.read_bytes("run.json"))
-    return run_config({**values, "workspace": storage.url})  # it may have been moved since
+    try:
+        return run_config({**values, "workspace": storage.url})  # it may have been moved since
+    except ConfigError as problem:
+        raise ConfigError(f"{storage.place('run.json')} is of another version: {problem}\nGive a config instead.") from problem
 
 
 def forget_samples(config: RunConfig, wanted: Wanted, *, reason: str, erase_labels: bool = False, dry_run: bool = False) -> Forgotten:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks.forgetting import settings_of
 from tests.forget_world import LABELS, make_world, samples, well_known
 from tests.test_cli import winnow
+from winnow.errors import ConfigError
 from winnow.forgotten import open_events, read_events
 from winnow.storage import Storage
 from winnow.verify import verify
@@ -55,6 +57,12 @@ def test_nothing_that_is_listed_is_an_error_and_says_so(run: Storage) -> None:
     done = winnow("forget", run.url, "--uid", "abc")
     assert done.returncode == 2 and "'abc' is no uid: it must be 32 hex digits" in done.stderr
     assert winnow("forget", str(run.url) + "/nowhere", "--uid", "0" * 32).returncode == 2
+
+
+def test_settings_of_another_version_are_named_with_their_file_and_a_config_may_be_given_instead(run: Storage) -> None:
+    run.write_text("run.json", json.dumps({"workspace": "w", "manifest": "photos.yaml", "of_old": 1}))
+    with pytest.raises(ConfigError, match=r"run/run\.json is of another version: of_old: unknown setting.*\n.*Give a config"):
+        settings_of(run.url)
 
 
 def test_without_samples_it_completes_what_was_cut_short(run: Storage) -> None:

@@ -92,7 +92,7 @@ def render_table(summary: dict[str, Any]) -> str:
         for entry in summary["contamination"]
     ]
     for entry in summary["filters"]:
-        promise = f"FNR < {entry['max_miss_rate']:.2%}"
+        promise = f"misses <= {entry['max_miss_rate']:.2%}"
         lines.append(
             (f"certificate {entry['name']}", promise, f"{entry['confidence']:.0%}, {entry['scope']}, {entry['num_positives']:,} positives")
         )
