@@ -111,4 +111,4 @@ def _fill(order: "Order", edited: "EditOrder | None") -> None:
         click.echo(f"\r{done:,} of {total:,} images", nl=done == total, err=True)
 
     count = fill(order, edited, seen=seen if sys.stderr.isatty() else None)
-    click.echo(f"{count:,} images and grid.png in {order.out}")
+    click.echo(f"{count:,} {'image' if count == 1 else 'images'} and grid.png in {order.out}")

@@ -16,12 +16,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.weight_files import read_tensors
 from winnow.configs import STRICT
 from winnow.digests import sha256_of
 from winnow.errors import CheckpointError, ConfigError, MissingWeights
@@ -257,22 +258,7 @@ def _how_to_get(config: ClipConfig) -> str:
 
 
 def _load(network: torch.nn.Module, path: str) -> None:
-    state: dict[str, Any]
-    if path.endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(path)
-        except SafetensorError as problem:
-            raise CheckpointError(f"{path} is not a safetensors file: {problem}. Fetch it again.") from problem
-    else:
-        import pickle
-
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as problem:
-            raise CheckpointError(f"{path} is not a plain state dict (tensors only): {str(problem).splitlines()[0]}") from problem
+    state = read_tensors(path)
     wanted = network.state_dict()
     for name, tensor in wanted.items():
         if name not in state or state[name].shape != tensor.shape:

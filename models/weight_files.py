@@ -40,18 +40,23 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as problem:
-            raise CheckpointError(f"{path} is damaged ({problem}); remove its folder to go on from the checkpoint before it") from problem
+            raise CheckpointError(f"{path} is damaged ({problem}); fetch it again, or remove its folder to go on from the checkpoint before it") from problem
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as problem:
-        what = (str(problem) or type(problem).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is not a file of tensors alone, or is damaged: {what}") from problem
+        raise CheckpointError(f"{path} is not a file of tensors alone, or is damaged ({_why(problem)})") from problem
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds something else than named tensors: a {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path} holds something else than named tensors: {name!r} is a {type(value).__name__}")
     return content
+
+
+def _why(problem: BaseException) -> str:
+    """What torch.load says, but for its advice to run the code in a file after all."""
+    lines = [line for line in str(problem).splitlines() if line and "weights_only" not in line]
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
@@ -92,7 +97,10 @@ def _appearing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors lets nobody but the owner read what it writes; a team shares its checkpoints
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)

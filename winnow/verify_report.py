@@ -74,4 +74,6 @@ def _differences(said: Any, found: Any, place: str) -> Iterator[tuple[str, Any, 
 
 
 def _brief(value: Any) -> Any:
-    return f"{len(value)} entries" if isinstance(value, dict | list | tuple) else value
+    """A short list as it is: of two lists of one length it is the entries that differ."""
+    long = isinstance(value, dict) or (isinstance(value, list | tuple) and len(value) > 6)
+    return f"{len(value)} entries" if long else value
