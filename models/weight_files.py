@@ -40,7 +40,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as problem:
-            raise CheckpointError(f"{path} is damaged ({problem}); fetch it again, or remove its folder to go on from the checkpoint before it") from problem
+            cure = "fetch it again, or remove a checkpoint's folder to go on from the one before"
+            raise CheckpointError(f"{path} is damaged ({problem}); {cure}") from problem
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as problem:

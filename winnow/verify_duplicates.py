@@ -59,7 +59,8 @@ def check_duplicates(storage: Storage, partitions: list[str], ledger: Ledger, pr
         ledger.count(CHECK, len(members))
         gone = {uid for own in forgotten_uids(storage).values() for uid in own}
         _check_groups(storage, members, partitions, gone, ledger)
-        _check_centres(storage, members, partitions, ledger)
+        with ledger.reading(CHECK, "receipts/duplicates-pairs"):  # which name the limits
+            _check_centres(storage, members, partitions, ledger)
 
 
 def _check_lineage(storage: Storage, ledger: Ledger) -> None:
