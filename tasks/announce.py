@@ -14,6 +14,6 @@ def line(result: StageRun) -> str:
     if result.ran:
         state = f"{result.ran} done in {result.seconds:.1f} s" + (f", {result.skipped} up to date" if result.skipped else "")
     else:
-        state = "up to date"
+        state = "up to date" if result.partitions else "nothing to do"
     counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items() if value)
     return f"{result.stage:<14} {state:<32} {counts}".rstrip()
