@@ -88,8 +88,7 @@ def test_a_training_that_no_node_has_room_for_says_what_it_waits_for(monkeypatch
 
 
 @pytest.mark.slow
-def test_two_workers_on_ray_train_on_a_disk_and_go_on_from_a_kill_on_a_store_to_the_same_weights(tmp_path, ray_cluster, s3, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_two_workers_on_ray_train_on_a_disk_and_go_on_from_a_kill_on_a_store_to_the_same_weights(tmp_path, ray_cluster, s3):
     shards = make_shards(tmp_path / "shards")
     whole = launch(CONFIG, shards, str(tmp_path / "whole"), num_workers=ray_cluster)
     assert (whole.steps, whole.images) == (6, 48)
