@@ -2,6 +2,7 @@
 
 import email.utils
 import socket
+import threading
 import time
 
 import pytest
@@ -231,6 +232,36 @@ def test_as_many_bodies_as_there_is_room_for_are_in_memory_by_their_own_size() -
     everything.take(10 * bodies.LARGE_BODIES_BYTES, time.monotonic() + 1)  # one alone may be larger than all the room
     everything.give_back(10 * bodies.LARGE_BODIES_BYTES)
     everything.take(bodies.LARGE_BODIES_BYTES, time.monotonic() + 1)
+
+
+def test_a_body_of_untold_length_takes_room_in_steps() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Told(Room):
+        def take(self, size: int, deadline: float, *, held: int = 0) -> None:
+            asked.append((held, size))
+            super().take(size, deadline, held=held)
+
+    room, body = Told(), LARGE * 6
+    with serving(b"HTTP/1.0 200 OK\r\n\r\n" + body) as port:
+        opener = GuardedOpener(GuardConfig(allow=(f"127.0.0.1:{port}",)))
+        opener.ask(f"http://127.0.0.1:{port}/", time.monotonic() + 5, room=room)
+    (nothing, first), (held, second) = asked
+    assert (nothing, held) == (0, first) and bodies.LARGE_BYTES < first < len(body) < second < GuardConfig().max_bytes
+    room.give_back(len(body))
+    room.take(bodies.LARGE_BODIES_BYTES, time.monotonic() + 1)
+
+
+def test_a_body_that_grows_does_not_wait_behind_one_that_has_not_begun() -> None:
+    room, half = Room(), bodies.LARGE_BODIES_BYTES // 2
+    room.take(half, time.monotonic() + 1)
+    waiting = threading.Thread(target=room.take, args=(2 * half, time.monotonic() + 10))
+    waiting.start()
+    room.take(2 * half, time.monotonic() + 5, held=half)
+    room.give_back(2 * half)
+    waiting.join()
+    with pytest.raises(TimeoutError):
+        room.take(1, time.monotonic() + 0.05)
 
 
 def test_a_body_can_be_cut_instead_of_refused() -> None:

@@ -17,18 +17,28 @@ class Room:
         self._given_back = threading.Condition()
         self._door = threading.Lock()
 
-    def take(self, size: int, deadline: float) -> None:
-        """Waits until there is room for so many bytes. Raises TimeoutError if there is none until then."""
-        size = min(size, LARGE_BODIES_BYTES)
+    def take(self, size: int, deadline: float, *, held: int = 0) -> None:
+        """Waits until there is room for so many bytes. Raises TimeoutError if there is none until then.
+
+        Args:
+            held: of which the body has so many already. One that grows does not wait behind those that have not begun.
+        """
+        size = min(size, LARGE_BODIES_BYTES) - min(held, LARGE_BODIES_BYTES)
+        if held:
+            self._wait(size, deadline)
+            return
         if not self._door.acquire(timeout=time_left(deadline)):  # small ones would slip past a larger one for ever
             raise TimeoutError
         try:
-            with self._given_back:
-                if not self._given_back.wait_for(lambda: self._free >= size, time_left(deadline)):
-                    raise TimeoutError
-                self._free -= size
+            self._wait(size, deadline)
         finally:
             self._door.release()
+
+    def _wait(self, size: int, deadline: float) -> None:
+        with self._given_back:
+            if not self._given_back.wait_for(lambda: self._free >= size, time_left(deadline)):
+                raise TimeoutError
+            self._free -= size
 
     def give_back(self, size: int) -> None:
         """For every body that was handed out, whatever its size."""

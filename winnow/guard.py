@@ -241,9 +241,11 @@ class GuardedOpener:
             while size <= limit and (piece := response.read(64 * 1024)):
                 sink.write(piece)
                 size += len(piece)
-                if room is not None and size > LARGE_BYTES and not taken:
-                    room.take(declared or limit, deadline)
-                    taken = declared or limit
+                if room is not None and size > max(LARGE_BYTES, taken):
+                    # Of a length that nobody told: in steps, or one of 300 kB would keep all others waiting.
+                    needed = declared or min(limit + 1, 4 * size)
+                    room.take(needed, deadline, held=taken)
+                    taken = needed
             if size > limit and max_bytes is None:
                 raise FetchError("too_large", f"more than {limit:,} bytes")
             if declared is not None and size < min(declared, limit + 1):
