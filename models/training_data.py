@@ -31,7 +31,8 @@ class DataShare:
     __pydantic_config__: ClassVar = STRICT
 
     shards: str
-    """Folder of shards as `winnow shard` writes them (plain USTAR, index.json), a path or url. In a run's config also the name of a dataset of its own workspace."""
+    """Folder of shards as `winnow shard` writes them (plain USTAR, index.json), a path or url. In a run's config also the name of a
+    dataset of its own workspace."""
     share: float
     """Of the samples drawn, in (0, 1]; the shares of a training add up to 1."""
 
