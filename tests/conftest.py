@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faulty_web import web  # noqa: F401  # a fixture for all
-from tests.s3_server import KEYS, FaultyStore, faulty, s3, s3_behind_proxy  # noqa: F401  # fixtures for all
+from tests.s3_server import S3Server, faulty, s3, s3_behind_proxy  # noqa: F401  # fixtures for all
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -45,15 +45,28 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_behind_proxy: FaultyStore) -> Iterator[int]:  # noqa: F811  # the fixture
+def ray_cluster() -> Iterator[int]:
     """A local Ray of two workers for the tests that need one; yields how many partitions to run at a time."""
-    from winnow.partitions import start_ray, stop_ray
+    from winnow.partitions import start_ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (KEYS | {"AWS_ENDPOINT_URL": s3_behind_proxy.proxy.endpoint}).items():
-            patch.setenv(name, value)  # what workers find the store by is their own surroundings, as on a real cluster
-        start_ray(2)
+    start_ray(2)
     yield 2
+    _end_ray()
+
+
+@pytest.fixture
+def ray_with_store(ray_cluster: int, s3: S3Server) -> int:  # noqa: F811  # the fixture
+    """The same, started anew: workers find the store by the surroundings in which Ray was started, as on a real cluster."""
+    from winnow.partitions import start_ray
+
+    _end_ray()
+    start_ray(ray_cluster)
+    return ray_cluster
+
+
+def _end_ray() -> None:
+    from winnow.partitions import stop_ray
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Ray lets go of its processes before they have ended
         stop_ray()

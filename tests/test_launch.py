@@ -88,9 +88,9 @@ def test_a_training_that_no_node_has_room_for_says_what_it_waits_for(monkeypatch
 
 
 @pytest.mark.slow
-def test_two_workers_on_ray_train_on_a_disk_and_go_on_from_a_kill_on_a_store_to_the_same_weights(tmp_path, ray_cluster, s3):
+def test_two_workers_on_ray_train_on_a_disk_and_go_on_from_a_kill_on_a_store_to_the_same_weights(tmp_path, ray_with_store):
     shards = make_shards(tmp_path / "shards")
-    whole = launch(CONFIG, shards, str(tmp_path / "whole"), num_workers=ray_cluster)
+    whole = launch(CONFIG, shards, str(tmp_path / "whole"), num_workers=ray_with_store)
     assert (whole.steps, whole.images) == (6, 48)
     assert [line["step"] for line in read_metrics(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
     assert not (tmp_path / "whole" / ".ray-train").exists()
@@ -104,7 +104,7 @@ def test_two_workers_on_ray_train_on_a_disk_and_go_on_from_a_kill_on_a_store_to_
     store.write_text("out/metrics.jsonl", "".join(lines[:4]) + '{"step": 5, "lo')
     for path in Path(shards).iterdir():
         store.write_bytes(f"shards/{path.name}", path.read_bytes())
-    launch(CONFIG, f"{store.url}/shards", f"{store.url}/out", num_workers=ray_cluster)
+    launch(CONFIG, f"{store.url}/shards", f"{store.url}/out", num_workers=ray_with_store)
     assert [line["step"] for line in metrics_at(f"{store.url}/out")] == [1, 2, 3, 4, 5, 6]
     assert store.read_bytes("out/step-000006/ema.safetensors") == (tmp_path / "whole/step-000006/ema.safetensors").read_bytes()
     assert {path.split("/")[1] for path in store.walk("out")} == {"metrics.jsonl", *(f"step-{step:06d}" for step in (2, 4, 6))}

@@ -76,7 +76,7 @@ def test_prompts_of_the_line_and_of_a_file_become_pngs_that_say_how_they_were_ma
 def test_the_best_are_kept_and_the_guide_is_named(winnow, checkpoint, tmp_path):
     options = ("--model", "tiny-base", "--weights", str(checkpoint), "--steps", "ddim2", "--device", "cpu", "--out", "drawn")
     code, said = winnow("sample", "a barn", *options, "--samples", "3", "--rerank", "1", "--clip", "demo", "--guide", "public")
-    assert (code, said) == (0, "1 images and grid.png in drawn\n")
+    assert (code, said) == (0, "1 image and grid.png in drawn\n")
     made = read_settings(tmp_path / "drawn" / "00000.png")
     assert made["guide"] == {"model": "demo", "weights_sha256": made["rerank"]["weights_sha256"], "scale": 3.0}
     assert made["rerank"]["of"] == 3 and -1 <= made["clip_score"] <= 1
