@@ -1,6 +1,6 @@
 """Reading training data from webdataset-format shards, in the order of models/sample_order.py.
 
-Shards are plain tars `NNNNN.tar` with members `<uid>.jpg`, `<uid>.txt`, `<uid>.json`, beside an `index.json`. They are our
+Shards are plain tars with members `<uid>.jpg`, `<uid>.txt`, `<uid>.json`, beside an `index.json`. They are our
 own (plain USTAR, winnow/tars.py) and supposed to be whole: anything damaged is a ShardError that names file and member.
 """
 
