@@ -6,10 +6,10 @@ A process for each kind of answer, and a server of its own. Pictures are as larg
 
     small        JPEGs of 64 x 64 pixels: what a worker takes anyway
     bodies       19.9 MB that begin like a JPEG
-    turned       photos of 12.4 megapixels that have to be turned
-    transparent  PNGs of 12.4 megapixels
-    webp         WebPs of 6.2 megapixels
-    both         PNGs of 24.5 megapixels and 15 MB
+    turned       photos of 9.9 megapixels that have to be turned
+    transparent  PNGs of 9.9 megapixels
+    webp         WebPs of 4.9 megapixels
+    both         PNGs of 19.8 megapixels and 15 MB
 """
 
 import argparse
@@ -39,7 +39,7 @@ def turned() -> bytes:
 
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded("RGB", (4_000, 3_100), "JPEG", exif=exif)
+    return encoded("RGB", (3_960, 2_500), "JPEG", exif=exif)
 
 
 def large_in_both_ways() -> bytes:
@@ -47,7 +47,7 @@ def large_in_both_ways() -> bytes:
     import numpy as np
     from PIL import Image
 
-    pixels = np.zeros((4_900, 5_000, 3), np.uint8)
+    pixels = np.zeros((3_960, 5_000, 3), np.uint8)
     pixels[:1_000] = np.random.default_rng(0).integers(0, 256, (1_000, 5_000, 3), dtype=np.uint8)
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", compress_level=1)
@@ -58,8 +58,8 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "small": lambda: encoded("RGB", (64, 64), "JPEG"),
     "bodies": lambda: b"\xff\xd8\xff" + bytes(19_900_000),
     "turned": turned,
-    "transparent": lambda: encoded("RGBA", (4_000, 3_100), "PNG"),
-    "webp": lambda: encoded("RGB", (3_000, 2_060), "WEBP", method=0),
+    "transparent": lambda: encoded("RGBA", (3_960, 2_500), "PNG"),
+    "webp": lambda: encoded("RGB", (2_450, 2_020), "WEBP", method=0),
     "both": large_in_both_ways,
 }
 

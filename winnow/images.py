@@ -59,7 +59,7 @@ class ImageLimits:
 
     max_pixels: int = 50_000_000
     """Width times height."""
-    max_decoding_bytes: int = 100_000_000
+    max_decoding_bytes: int = 80_000_000
     """Of memory, for one picture that has to be encoded anew: 8 bytes a pixel of a turned photo, 4 of an RGB PNG, 16 of a WebP."""
     min_side_px: int = 32
     """Of the smaller side."""
